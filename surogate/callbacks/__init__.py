@@ -1,0 +1,10 @@
+"""What happens around the steps: checkpoints, progress, metrics, and what a run leaves behind."""
+
+from surogate.callbacks.adapter_export import AdapterExport
+from surogate.callbacks.checkpoints import StepCheckpoints
+from surogate.callbacks.environment import EnvironmentRecord
+from surogate.callbacks.loss_plot import LossPlot
+from surogate.callbacks.metrics import MetricsWriter
+from surogate.callbacks.progress import ProgressLine
+
+__all__ = ["AdapterExport", "EnvironmentRecord", "LossPlot", "MetricsWriter", "ProgressLine", "StepCheckpoints"]

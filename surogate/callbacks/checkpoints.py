@@ -1,0 +1,267 @@
+"""StepCheckpoints: when a checkpoint is saved, which one a run continues from, and whether it is finished.
+
+How a checkpoint becomes a whole folder on disk lives in run_folder.py; what a module or data module puts into it is its
+own `state_dict`.
+
+The one idea: **a resumed run takes the very steps that an uninterrupted one would have taken.** Two things here make it
+so. A checkpoint at the end of an epoch stores Lightning's loops as they stand *between* epochs, because the states in
+between make Lightning run an empty epoch or leave one out where the length of an epoch is not known beforehand. And a
+run that stops in the middle of an epoch is saved there, before Lightning counts the cut epoch as a complete one.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
+
+from surogate.callbacks.environment import installed_version
+from surogate.errors import CheckpointError
+from surogate.run_folder import MANIFEST, TRAINER_STATE, CheckpointStore, RunFolder, damage, read_json
+
+
+class StepCheckpoints(pl.Callback):
+    """Save every n steps and at the end; keep the newest few; continue from the newest whole one.
+
+    Args:
+        folder: output_dir of the run.
+        every_n_steps: optimizer steps between checkpoints; 0 = only at the end.
+        keep_last: how many stay.
+        resume: true = continue from the newest whole checkpoint; a path = from that one (a step folder, a folder of
+            them, a run's folder or a .ckpt file); false = start afresh.
+        checkpoint_dir: folder that holds `checkpoints/`, where it is not `folder`.
+        identity: what makes this run itself (model, data, seed...). Another run's folder is refused.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        every_n_steps: int = 50,
+        keep_last: int = 5,
+        resume: bool | str = True,
+        checkpoint_dir: str | None = None,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.run_folder = RunFolder(folder, checkpoint_dir)
+        self.every_n_steps = every_n_steps
+        self.keep_last = keep_last
+        self.resume = resume
+        self.identity = identity or {}
+        self._saved_step = 0
+        self._closes_epoch = False
+        self._bytes_needed = 0
+
+    # ---- before the run
+
+    def finished(self, max_steps: int = -1, max_epochs: int | None = None) -> bool:
+        """Tell whether the run in the folder already reached this goal (see RunFolder.is_finished)."""
+        return self.run_folder.is_finished(max_steps, max_epochs)
+
+    def resume_path(self) -> str | None:
+        """Return the file to continue from, for `trainer.fit(ckpt_path=...)`; None = start afresh.
+
+        Raises:
+            CheckpointError: the folder is another run's; the named checkpoint is missing, damaged or would leave newer
+                ones behind; no checkpoint is whole; or `resume` is false and there are checkpoints.
+        """
+        self.run_folder.check_same_run(self.identity)
+        store = self.run_folder.checkpoints
+        if isinstance(self.resume, str):
+            return str(self._named_checkpoint(Path(self.resume)))
+        if not store.steps():
+            return None
+        if not self.resume:
+            raise CheckpointError(
+                f"resume_from_checkpoint is false, but {store.path} holds checkpoints up to step {store.steps()[0]}. "
+                "Set resume_from_checkpoint to true to continue, or choose another output_dir, or remove that folder."
+            )
+        if newest := store.latest_valid():
+            return str(newest / TRAINER_STATE)
+        raise CheckpointError(
+            f"No checkpoint in {store.path} is whole: {damage(store.folder(store.steps()[0]))}. "
+            "Choose another output_dir, or remove that folder to start afresh."
+        )
+
+    def _named_checkpoint(self, path: Path) -> Path:
+        state = _locate(path)
+        manifest = read_json(state.parent / MANIFEST)
+        if manifest and (problem := damage(state.parent)):
+            raise CheckpointError(
+                f"resume_from_checkpoint: {path} is damaged: {problem}. "
+                "Name another checkpoint, or set it to true to continue from the newest whole one."
+            )
+        if not zipfile.is_zipfile(state):
+            raise CheckpointError(f"resume_from_checkpoint: {state} is truncated or not a checkpoint of Lightning.")
+        RunFolder(state.parent.parent.parent).check_same_run(self.identity)
+        newest = self.run_folder.latest_valid_checkpoint()
+        if newest and read_json(newest / MANIFEST)["step"] > manifest.get("step", 0):
+            raise CheckpointError(
+                f"resume_from_checkpoint names {path}, but this run already has the newer {newest}. "
+                "Set it to true to continue from there, choose another output_dir, or remove the newer checkpoints."
+            )
+        return state
+
+    # ---- Lightning's hooks
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = TensorFileIO()
+        if stage == "fit":
+            self.run_folder.check_same_run(self.identity)
+            if trainer.is_global_zero:
+                self.run_folder.record_run(self.identity)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._is_due(trainer) and not trainer.is_last_batch:
+            self._save(trainer, trainer.current_epoch)
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._is_due(trainer) or trainer.current_epoch + 1 == trainer.max_epochs:
+            self._closes_epoch = True
+            self._save(trainer, trainer.current_epoch + 1)
+            self._closes_epoch = False
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer, trainer.current_epoch)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._bytes_needed = sum(leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
+        if self._closes_epoch:
+            _close_epoch(checkpoint["loops"]["fit_loop"])
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Lightning comes here only after a run that met no error, and after every callback's on_fit_end: what is
+        # marked as finished has been exported too.
+        manifest = read_json(self.run_folder.checkpoints.folder(trainer.global_step) / MANIFEST)
+        if stage == "fit" and manifest and trainer.is_global_zero:
+            self.run_folder.mark_finished(manifest["step"], manifest["epochs"])
+
+    # ---- saving
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        step = trainer.global_step
+        on_interval = self.every_n_steps > 0 and step % self.every_n_steps == 0
+        return on_interval or step == trainer.max_steps or trainer.should_stop
+
+    def _save(self, trainer: pl.Trainer, epochs: int) -> None:
+        """Write a checkpoint; called on every rank, and every rank learns whether it worked."""
+        step, store = trainer.global_step, self.run_folder.checkpoints
+        if step == self._saved_step:
+            return
+        problem = None
+        try:
+            if trainer.is_global_zero:
+                store.discard_drafts()
+            trainer.save_checkpoint(store.draft(step) / TRAINER_STATE)
+        except OSError as error:
+            problem = self._explain(error, step)
+            trainer.strategy.barrier()  # the others are waiting at the end of save_checkpoint
+        if trainer.is_global_zero and not problem:
+            facts = {
+                "epochs": epochs,
+                "world_size": trainer.world_size,
+                "surogate_version": installed_version("surogate"),
+            }
+            try:
+                store.commit(step, facts)
+                store.rotate(step, self.keep_last)
+            except OSError as error:
+                problem = self._explain(error, step)
+        if problem := trainer.strategy.broadcast(problem):
+            raise CheckpointError(problem)
+        self._saved_step = step
+
+    def _explain(self, error: OSError, step: int) -> str:
+        store = self.run_folder.checkpoints
+        store.discard_drafts()
+        existing = store.path if store.path.is_dir() else Path.cwd()
+        free = shutil.disk_usage(existing).free
+        kept = store.steps()
+        left = f"The newest checkpoint is that of step {kept[0]}" if kept else "There is no earlier checkpoint"
+        return (
+            f"The checkpoint of step {step} could not be written to {store.path}: {error.strerror or error}. "
+            f"It needs {_mib(self._bytes_needed)}; {_mib(free)} are free on that disk. {left}. "
+            "Make room, lower save_total_limit or choose another checkpoint_dir; the same command then continues."
+        )
+
+
+class TensorFileIO(TorchCheckpointIO):
+    """Checkpoint files of tensors and plain values, so that reading one never runs code.
+
+    Lightning's own class builds the file in memory and then writes it to the system's temporary folder.
+    """
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(path, "wb") as file:
+                torch.save(checkpoint, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch's writer reports a full disk as its own confusion
+                raise error.__context__ from None
+            raise
+
+    @override
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = super().load_checkpoint(path, map_location=map_location, weights_only=True)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"There is no checkpoint at {path}.") from error
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read as tensors and plain values (anything else is never loaded): {error}"
+            ) from error
+        return state
+
+
+def _locate(path: Path) -> Path:
+    """Find the trainer state that a user's path means: a file, a step folder, a folder of them, or a run's folder."""
+    if path.is_file():
+        return path
+    if (path / "checkpoints").is_dir():
+        path = path / "checkpoints"
+    path = path.resolve()  # `latest` is a link
+    is_step = re.fullmatch(r"step_\d+", path.name) or (path / MANIFEST).exists()
+    folder = path if is_step else CheckpointStore(path).latest_valid()
+    if folder and (folder / TRAINER_STATE).exists():
+        return folder / TRAINER_STATE
+    siblings = CheckpointStore(path.parent).steps()
+    there = f" That folder has the steps {', '.join(map(str, sorted(siblings)))}." if siblings else ""
+    raise CheckpointError(f"resume_from_checkpoint: there is no whole checkpoint at {path}.{there}")
+
+
+def _close_epoch(fit_loop: dict[str, Any]) -> None:
+    """Turn the state of Lightning's loops in on_train_epoch_end into the one after it (in place)."""
+    for count in fit_loop["epoch_progress"].values():
+        count["completed"] = count["processed"]
+    batches = fit_loop["epoch_loop.batch_progress"]
+    batches["is_last_batch"] = False
+    batches["current"] = dict.fromkeys(batches["current"], 0)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"

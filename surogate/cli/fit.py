@@ -1,0 +1,201 @@
+"""SurogateCLI: from a nested configuration to a run. The last station of every training verb.
+
+What is not here: flat keys (config/), and what callbacks do. The one idea: a run is its folder. Starting the same
+configuration again continues it from its newest checkpoint, or says that it is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from typing_extensions import override
+
+from surogate.callbacks import ProgressLine, StepCheckpoints
+from surogate.cli.nested import check_names, explain
+from surogate.config.lower import Nested
+from surogate.errors import CheckpointError, ConfigError, HardwareError
+from surogate.run_folder import TRAINER_STATE
+
+log = logging.getLogger(__name__)
+
+VERBS = {"fit", "validate"}
+
+
+def main(argv: list[str]) -> int:
+    """Train from a nested configuration."""
+    return run("fit", argv)
+
+
+def run(verb: str, argv: list[str]) -> int:
+    """Run a verb of LightningCLI with the arguments of the command line."""
+    if argv == ["--help", "full"]:
+        argv = ["--help"]
+    elif not any(argument in ("--help", "-h") or ".help" in argument for argument in argv):
+        check_names(verb, argv)
+    SurogateCLI([verb, *argv])
+    return 0
+
+
+def launch(nested: Nested, files: dict[str, str] | None = None) -> int:
+    """Train from a nested configuration that is already at hand.
+
+    Args:
+        nested: seed_everything, trainer, model and data, as `surogate fit` takes them.
+        files: further files to write into the run's folder, by name.
+    """
+    SurogateCLI({"subcommand": "fit", "fit": nested}, files)
+    return 0
+
+
+class SurogateCLI(LightningCLI):
+    """LightningCLI with class_path everywhere, resuming, and errors that name the key.
+
+    Args:
+        arguments: of the command line, or a configuration.
+        files: further files to write into the run's folder, by name.
+    """
+
+    def __init__(self, arguments: list[str] | Nested, files: dict[str, str] | None = None) -> None:
+        _quieten()
+        parser_kwargs: dict[str, Any] = {"exit_on_error": False}
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=RunConfigWriter,
+            save_config_kwargs={"files": files or {}},
+            parser_kwargs={**parser_kwargs, **{verb: dict(parser_kwargs) for verb in VERBS}},
+            args=arguments,
+        )
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        return {verb: skipped | {"weights_only", "verbose"} for verb in VERBS}
+
+    @override
+    def parse_arguments(self, parser: ArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            raise ConfigError(explain(str(error))) from error
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: Lightning would take the model's arguments from the checkpoint."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if config.get("data.init_args.tokenizer") == "":
+            config["data.init_args.tokenizer"] = config.get("model.init_args.model.source") or ""
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise HardwareError(f"trainer: {error}") from error
+
+    def fit(self, model: pl.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
+        """Train, or continue, or say that there is nothing to do."""
+        checkpoints = self._callback(StepCheckpoints)
+        if checkpoints and ckpt_path is None:
+            ckpt_path = checkpoints.resume_path()
+            folder = checkpoints.run_folder.path
+            if checkpoints.finished(self.trainer.max_steps, self.trainer.max_epochs):
+                log.info("The run in %s is finished. To go on, raise max_steps or num_epochs.", folder)
+                return
+            if ckpt_path:
+                log.info("Continuing the run in %s from %s.", folder, Path(ckpt_path).parent.name)
+        elif ckpt_path is not None:
+            ckpt_path = _state_file(ckpt_path)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        except SystemExit as error:
+            if self.trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
+                raise KeyboardInterrupt from error
+            raise
+
+    def validate(self, model: pl.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
+        """Measure the newest checkpoint of the run, or the base model where there is none."""
+        if self.trainer.limit_val_batches == 0:
+            raise ConfigError(
+                "trainer.limit_val_batches is 0, so there is nothing to validate on. Set data.init_args."
+                "validation_datasets or validation_split_ratio, and trainer.limit_val_batches to null."
+            )
+        checkpoints = self._callback(StepCheckpoints)
+        if ckpt_path is None and checkpoints:
+            newest = checkpoints.run_folder.latest_valid_checkpoint()
+            ckpt_path = str(newest / TRAINER_STATE) if newest else None
+        elif ckpt_path is not None:
+            ckpt_path = _state_file(ckpt_path)
+        log.info("Validating %s.", ckpt_path or "the model without any training")
+        says_it_itself = self._callback(ProgressLine) is not None
+        self.trainer.validate(
+            model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=not says_it_itself
+        )
+
+    def _callback(self, kind: type[Any]) -> Any:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((callback for callback in callbacks if isinstance(callback, kind)), None)
+
+
+class RunConfigWriter(SaveConfigCallback):
+    """Write config.yaml, and what else describes the run, into its folder.
+
+    Lightning's own class refuses to write a second time. It stands after StepCheckpoints, which by then has made sure
+    that the folder is this run's.
+
+    Args:
+        parser: of the subcommand.
+        config: as parsed.
+        files: further files, by name.
+    """
+
+    def __init__(self, parser: ArgumentParser, config: Namespace, files: dict[str, str]) -> None:
+        super().__init__(parser, config, overwrite=True)  # type: ignore[arg-type]
+        self.files = files
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        config = self.config.clone()
+        config.pop("ckpt_path", None)  # a rerun continues from the newest checkpoint, not from that one
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in {"config.yaml": self.parser.dump(config, skip_none=False), **self.files}.items():
+            draft = folder / f"{name}.tmp"
+            draft.write_text(text, encoding="utf-8")
+            os.replace(draft, folder / name)
+
+
+def _state_file(ckpt_path: str) -> str:
+    """Return the trainer state that a path means: the file itself, or a checkpoint's folder."""
+    path = Path(ckpt_path)
+    path = path / TRAINER_STATE if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(f"ckpt_path: there is no checkpoint at {ckpt_path}.")
+    return str(path)
+
+
+def _quieten() -> None:
+    """Keep Lightning's advertisements and its advice on things that are settled here off the screen."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*`_DDPSinkBackward`.*"):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,31 @@
+"""`surogate generate`: answer prompts with a run or a model."""
+
+from __future__ import annotations
+
+import argparse
+
+_EXAMPLES = """\
+examples:
+  surogate generate output --prompt "What is the capital of France?"
+  surogate generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Say hello." --temperature 0.8 --seed 7
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Print the answer to each prompt; with several prompts, each answer stands below its prompt."""
+    from surogate.cli.answering import Answerer, add_options
+
+    parser = argparse.ArgumentParser(
+        prog="surogate generate",
+        description="Answer prompts with a run, an adapter or a model.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_options(parser, max_new_tokens=64)
+    parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
+    options = parser.parse_args(argv)
+    answerer = Answerer(options)
+    for prompt in options.prompt:
+        answer = answerer.answer([{"role": "user", "content": prompt}])
+        print(answer if len(options.prompt) == 1 else f"> {prompt}\n{answer}\n", flush=True)
+    return 0

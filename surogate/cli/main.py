@@ -1,0 +1,77 @@
+"""The `surogate` command: which verb, its help, and how errors leave the process.
+
+Nothing here imports torch, so help and configuration errors come at once. Verbs are imported when they are called; each
+module has `main(argv) -> int`. The command line is re-executed as it is by every other rank of a run, so it must not
+do anything heavy before the verb does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+
+from surogate import __version__
+from surogate.cli import help as pages
+from surogate.config.keys import nearest
+from surogate.errors import ConfigError, SurogateError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `surogate VERB ...` and return the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    _configure_logging()
+    try:
+        return _dispatch(arguments)
+    except SurogateError as error:
+        rank = _rank()
+        text = f"error: {error}" if rank == "0" else f"rank {rank}: {str(error).splitlines()[0]}"
+        print(text, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `surogate sft --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb, *rest = arguments or ["--help"]
+    if verb in ("--help", "-h", "help"):
+        print(pages.overview(), end="")
+        return 0
+    if verb in ("--version", "-V"):
+        print(f"surogate {__version__}")
+        return 0
+    if verb in pages.NOT_YET_VERBS:
+        raise ConfigError(f"surogate {verb} is not there yet: {pages.NOT_YET_VERBS[verb]}")
+    if verb not in pages.VERBS:
+        close = nearest(verb, [*pages.VERBS, *pages.NOT_YET_VERBS])
+        hint = f"Did you mean {close}?" if close else "`surogate --help` lists all verbs."
+        raise ConfigError(f"{verb!r} is not a verb. {hint}")
+    page = pages.page(verb) if rest in (["--help"], ["-h"]) else None
+    if page:
+        print(page, end="")
+        return 0
+    run: int = importlib.import_module(pages.VERBS[verb].module).main(rest)
+    return run
+
+
+def _configure_logging() -> None:
+    """Print what Surogate says to stderr, from the first rank only."""
+    logger = logging.getLogger("surogate")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if _rank() == "0" else logging.ERROR)
+
+
+def _rank() -> str:
+    """Return this process's number in its run, as torchrun, srun or Lightning set it."""
+    return next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if os.environ.get(name)), "0")

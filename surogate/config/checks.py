@@ -1,0 +1,167 @@
+"""Combinations of keys that cannot run, and things outside the file that must exist. No torch.
+
+Each check yields the keys involved, as the user knows them, and one sentence that says what to change.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from surogate.config.flat import SftConfig
+from surogate.config.not_yet import DATASET_FIELDS
+from surogate.config.parts import DatasetSpec
+from surogate.errors import ConfigError
+from surogate.locations import resolve
+
+Contradiction = tuple[tuple[str | int, ...], str]
+"""The keys involved, or the path of a list's entry; and the sentence."""
+
+
+def contradictions(config: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+    """Yield every reason why a configuration cannot run.
+
+    Args:
+        config: all values, defaults filled in.
+        given: only what the user set, including keys that are not there yet.
+    """
+    yield from _lengths(config)
+    yield from _adapters(config, given)
+    yield from _schedule(config)
+    yield from _validation(config, given)
+    yield from _reporting(config, given)
+    for key in ("datasets", "validation_datasets"):
+        for index, spec in enumerate(getattr(config, key)):
+            yield from ((((key, index), f"{key}[{index}]{sentence}")) for sentence in _dataset(spec))
+    if not config.datasets:
+        yield ("datasets",), "datasets is empty. List at least one source of rows."
+    yield from _locations(config)
+
+
+def _lengths(c: SftConfig) -> Iterator[Contradiction]:
+    if c.max_length is not None and c.max_length > c.sequence_len:
+        yield (
+            ("max_length", "sequence_len"),
+            f"max_length {c.max_length} is more than sequence_len {c.sequence_len}, and a sample must fit into a row. "
+            "Lower max_length or raise sequence_len.",
+        )
+    if c.max_model_len is not None and c.max_model_len < c.sequence_len:
+        yield (
+            ("max_model_len", "sequence_len"),
+            f"max_model_len {c.max_model_len} is less than sequence_len {c.sequence_len}: the model could not address "
+            "a whole row. Raise max_model_len or lower sequence_len.",
+        )
+    if isinstance(c.rope_scaling, str) and c.max_model_len is None:
+        yield (
+            ("rope_scaling", "max_model_len"),
+            f"rope_scaling: {c.rope_scaling} needs max_model_len, the length to stretch to.",
+        )
+
+
+def _adapters(c: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+    quantised = [key for key in ("qlora_bnb", "qlora_fp8", "qlora_fp4") if given.get(key)]
+    if quantised and given.get("lora") is False:
+        yield ((quantised[0],), f"{quantised[0]} needs lora: true, because a quantised base cannot train.")
+    if len(quantised) > 1:
+        yield (tuple(quantised), f"{' and '.join(quantised)} exclude each other. Keep one of them.")
+    if given.get("from_scratch") and c.adapter_path:
+        yield (
+            ("adapter_path", "from_scratch"),
+            "adapter_path needs from_scratch: false, because an adapter belongs to pretrained weights.",
+        )
+    if c.adapter_init_mode == "trainable" and not c.adapter_path:
+        yield (
+            ("adapter_init_mode",),
+            "adapter_init_mode: trainable needs adapter_path, the adapter to train on.",
+        )
+    both = sorted(set(c.lora_target_modules) & set(c.modules_to_save))
+    if both:
+        yield (
+            ("modules_to_save", "lora_target_modules"),
+            f"{both[0]} stands in lora_target_modules and in modules_to_save. A layer is adapted or trained whole.",
+        )
+    if not c.lora_target_modules:
+        yield (("lora_target_modules",), "lora_target_modules is empty, so nothing would train. Use [all].")
+
+
+def _schedule(c: SftConfig) -> Iterator[Contradiction]:
+    if c.cooldown_steps and c.lr_scheduler_type != "wsd":
+        yield (
+            ("cooldown_steps", "lr_scheduler_type"),
+            f"cooldown_steps needs lr_scheduler_type: wsd; {c.lr_scheduler_type} has no cooldown.",
+        )
+    if c.final_lr_fraction > 0 and c.lr_scheduler_type == "constant":
+        yield (
+            ("final_lr_fraction", "lr_scheduler_type"),
+            "final_lr_fraction needs a schedule that decays: linear, cosine or wsd; constant never does.",
+        )
+    if 0 < c.max_steps < c.warmup_steps + c.cooldown_steps:
+        yield (
+            ("warmup_steps", "cooldown_steps", "max_steps"),
+            f"warmup_steps {c.warmup_steps} and cooldown_steps {c.cooldown_steps} do not fit into max_steps "
+            f"{c.max_steps}. Lower them or raise max_steps.",
+        )
+
+
+def _validation(c: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+    if "eval_steps" in given and not c.validation_datasets and c.validation_split_ratio == 0:
+        yield (
+            ("eval_steps", "validation_split_ratio"),
+            "eval_steps needs validation data. Set validation_datasets, or a validation_split_ratio above 0.",
+        )
+
+
+def _reporting(c: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+    for key in ("wandb_project", "wandb_name", "wandb_group", "wandb_tags", "wandb_mode"):
+        if key in given and "wandb" not in c.report_to:
+            yield ((key, "report_to"), f"{key} needs report_to: [wandb].")
+    for name, modules in {"wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX")}.items():
+        if name in c.report_to and not any(importlib.util.find_spec(module) for module in modules):
+            yield (("report_to",), f"report_to: {name} needs the {name} package. Install it with `pip install {name}`.")
+
+
+def _dataset(spec: DatasetSpec) -> Iterator[str]:
+    """Yield sentences that follow the entry's name."""
+    if not spec.path:
+        yield " has no path. Give a file, a folder, a hub id or pkg://package/file."
+    if spec.weight <= 0:
+        yield f".weight must be above 0, got {spec.weight}. Remove the entry to leave the source out."
+    if spec.samples is not None and spec.samples <= 0:
+        yield f".samples must be above 0, got {spec.samples}."
+    for type_, fields in DATASET_FIELDS.items():
+        used = [name for name in fields if getattr(spec, name) != getattr(_DEFAULT_DATASET, name)]
+        detectable = type_ in ("instruction", "conversation")
+        if used and spec.type != type_ and not (spec.type == "auto" and detectable):
+            yield f".{used[0]} belongs to type: {type_}, but this entry has type: {spec.type}. Remove one of the two."
+    if spec.system_prompt_type == "fixed" and not spec.system_prompt:
+        yield ".system_prompt_type: fixed needs system_prompt, the text itself."
+    if spec.system_prompt_type == "field" and not spec.system_prompt_field:
+        yield ".system_prompt_type: field needs system_prompt_field, the name of the column."
+
+
+_DEFAULT_DATASET = DatasetSpec()
+
+
+def _locations(c: SftConfig) -> Iterator[Contradiction]:
+    named: list[tuple[tuple[str | int, ...], str, str | None]] = [
+        (("model",), "model", c.model),
+        (("adapter_path",), "adapter_path", c.adapter_path),
+    ]
+    for key in ("datasets", "validation_datasets"):
+        for index, spec in enumerate(getattr(c, key)):
+            named.append(((key, index, "path"), f"{key}[{index}].path", spec.path))
+    for keys, shown, location in named:
+        if location:
+            try:
+                resolve(location, ConfigError)
+            except ConfigError as error:
+                yield keys, f"{shown}: {error}"
+    if c.template is not None and c.template.endswith((".jinja", ".j2")) and not Path(c.template).is_file():
+        yield ("template",), f"template: there is no file {c.template!r}."
+    if isinstance(c.resume_from_checkpoint, str) and not Path(c.resume_from_checkpoint).exists():
+        yield (
+            ("resume_from_checkpoint",),
+            f"resume_from_checkpoint: there is no {c.resume_from_checkpoint!r}. Use true for the newest checkpoint.",
+        )

@@ -1,0 +1,225 @@
+"""The flat keys of `surogate sft`: what a user types in YAML or overrides as `--key value`.
+
+Each group of keys is a dataclass; the docstring under a key is its manual, and `surogate sft --help` and
+docs/reference/config.md are generated from it (keys.py reads it). What is not here: keys that are rejected by name
+(keys.py), combinations that cannot run (checks.py), and what a key does to Lightning (lower.py).
+
+The one idea: a key stands here if and only if it is honoured today.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NotEmptyStr,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+    restricted_number_type,
+)
+
+from surogate.config.parts import DatasetSpec, DTypeName
+
+if TYPE_CHECKING:
+    StepLimit = int
+    PartFraction = float
+else:
+    StepLimit = restricted_number_type("StepLimit", int, [(">", 0), ("==", -1)], join="or")
+    PartFraction = restricted_number_type("PartFraction", float, [(">=", 0), ("<", 1)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunKeys:
+    """What the run is called, where it writes, how long it goes on."""
+
+    run_name: str | None = None
+    """Name of the run, also in Weights & Biases. Default: `sft-` and the model's name."""
+    output_dir: NotEmptyStr = "output"
+    """Folder for everything the run writes."""
+    checkpoint_dir: NotEmptyStr | None = None
+    """Folder that holds `checkpoints/`. Default: output_dir."""
+    resume_from_checkpoint: bool | str = True
+    """Continue from the newest valid checkpoint (true), from the one at this path, or start afresh (false)."""
+    save_steps: NonNegativeInt = 50
+    """Optimizer steps between checkpoints; 0 saves only at the end."""
+    save_total_limit: PositiveInt = 5
+    """Checkpoints to keep; older ones are removed, never the newest valid one."""
+    num_epochs: PositiveInt = 3
+    """Passes over the data. max_steps wins over it."""
+    max_steps: StepLimit = -1
+    """Optimizer steps of the whole run; -1 takes num_epochs."""
+    eval_steps: PositiveInt = 100
+    """Optimizer steps between validations."""
+    logging_steps: PositiveInt = 1
+    """Optimizer steps between log lines."""
+    train_seed: NonNegativeInt = 1234
+    """Seed of initialisation, dropout and shuffling."""
+    eval_seed: NonNegativeInt = 1234
+    """Seed of the validation split."""
+    hub_token: str | None = field(default=None, repr=False)
+    """Token for private hub repositories. Default: HF_TOKEN of the environment. Never logged, never saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelKeys:
+    """Which weights, in which dtype, over how many positions."""
+
+    model: NotEmptyStr
+    """Hub id, local folder, `.gguf` file, or `pkg://package/file` (a file inside an installed Python package)."""
+    model_type: str | None = None
+    """Architecture family, where the model's own configuration does not say it."""
+    sequence_len: PositiveInt = 1024
+    """Tokens in a packed row."""
+    max_model_len: PositiveInt | None = None
+    """Positions that the model must be able to address. Default: the model's own."""
+    rope_scaling: Literal["linear", "dynamic", "yarn"] | dict[str, Any] | None = None
+    """How rotary positions stretch to max_model_len, or the full dictionary as transformers takes it."""
+    model_dtype: DTypeName | None = None
+    """Dtype of weights and compute. Default: the model's own; float32 on a CPU without native bfloat16."""
+    attn_implementation: Literal["auto", "varlen", "flex", "sdpa", "eager"] = "auto"
+    """Attention kernel; auto takes the fastest that isolates documents on this machine."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a hub repository."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterKeys:
+    """The LoRA adapter that trains on top of a frozen base."""
+
+    lora: bool = True
+    """Train an adapter; the base stays frozen."""
+    lora_rank: PositiveInt = 16
+    """Rank of the two matrices of each adapted layer."""
+    lora_alpha: PositiveFloat = 32.0
+    """Scale of the adapter: its output is multiplied by lora_alpha / lora_rank."""
+    lora_dropout: PartFraction = 0.05
+    """Dropout in front of the adapter."""
+    lora_target_modules: list[str] = field(default_factory=lambda: ["all"])
+    """Names of the linear layers to adapt, such as `[q_proj, v_proj]`; `[all]` = every one but lm_head."""
+    lora_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Dtype of the adapter's own weights."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_rank) instead, for high ranks."""
+    use_dora: bool = False
+    """Learn the magnitude of each weight column apart (DoRA). vLLM cannot serve it."""
+    init_lora_weights: bool | str = True
+    """Initialisation, as PEFT names it: true, gaussian, pissa, olora, orthogonal..."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules that train whole beside the adapter, such as `[embed_tokens, lm_head]`. vLLM cannot serve them."""
+    adapter_path: str | None = None
+    """Folder or hub id of an adapter to start on top of."""
+    adapter_init_mode: Literal["merge", "trainable"] = "merge"
+    """merge folds adapter_path into the base and trains a new adapter; trainable goes on training it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationKeys:
+    """Optimizer, schedule, batch size and memory."""
+
+    recipe: Literal["bf16"] = "bf16"
+    """How matrix products compute; see recipes/."""
+    learning_rate: PositiveFloat = 2e-4
+    """Highest learning rate of the schedule."""
+    optimizer: Literal["adamw_8bit", "adamw"] = "adamw_8bit"
+    """adamw_8bit becomes adamw, and says so, where bitsandbytes has no kernel."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """Shape of the learning rate after warm-up; wsd stays constant, then decays over cooldown_steps."""
+    warmup_ratio: ClosedUnitInterval = 0.0
+    """Warm-up as a share of all steps. warmup_steps wins over it."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises from 0."""
+    cooldown_steps: NonNegativeInt = 0
+    """Steps of the final decay of wsd."""
+    final_lr_fraction: ClosedUnitInterval = 0.0
+    """Last learning rate as a fraction of the highest."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay; never on biases and norms."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down to this norm; 0 disables clipping."""
+    adamw_beta1: OpenUnitInterval = 0.9
+    """Decay of AdamW's mean of gradients."""
+    adamw_beta2: OpenUnitInterval = 0.999
+    """Decay of AdamW's mean of squared gradients."""
+    adamw_epsilon: PositiveFloat = 1e-8
+    """Added to AdamW's denominator."""
+    per_device_train_batch_size: PositiveInt = 2
+    """Packed rows in a micro-batch."""
+    gradient_accumulation_steps: PositiveInt = 4
+    """Micro-batches in an optimizer step."""
+    recompute: bool = True
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    lmhead_chunks: PositiveInt | Literal["auto"] = "auto"
+    """Pieces of the LM head and loss; all logits never exist at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataKeys:
+    """What is trained on, and how conversations become tokens."""
+
+    datasets: list[DatasetSpec]
+    """Sources of training rows; see the keys of a dataset."""
+    validation_datasets: list[DatasetSpec] = field(default_factory=list)
+    """Sources of validation rows, reported one by one."""
+    validation_split_ratio: PartFraction = 0.1
+    """Share of the training rows held out when there are no validation_datasets; 0 = no validation."""
+    sample_packing: bool = True
+    """Lay several samples into one row. They stay isolated in attention and positions."""
+    dataloader_num_workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Processes that prepare batches."""
+    max_bad_row_fraction: ClosedUnitInterval = 0.01
+    """The run refuses to start when a larger share of rows supervises no token."""
+    truncation_strategy: Literal["delete", "left", "right", "split"] = "delete"
+    """What happens to a sample longer than max_length: drop it, cut its left or right, or split it."""
+    max_length: PositiveInt | None = None
+    """Tokens in the longest sample. Default: sequence_len."""
+    use_chat_template: bool = True
+    """Render conversations with a chat template."""
+    template: str | None = None
+    """Jinja template, as text or the path of a `.jinja` file. Default: the tokenizer's own."""
+    system: str | None = None
+    """System prompt for conversations that have none."""
+    response_prefix: str | None = None
+    """Text that starts each supervised turn and is not itself supervised."""
+    loss_scale: Literal["default", "all", "last_round"] = "default"
+    """Which tokens are supervised: assistant turns, every token, or the last assistant turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineKeys:
+    """Devices and reporting."""
+
+    gpus: NonNegativeInt = 1
+    """GPUs of this machine, 0 = all. Without a GPU: processes on the CPU. Under srun or torchrun those decide."""
+    report_to: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
+    """Where metrics go besides metrics.csv and metrics.jsonl, which are always written."""
+    wandb_project: str | None = None
+    """Weights & Biases project. Default: surogate."""
+    wandb_name: str | None = None
+    """Name of the run in Weights & Biases. Default: run_name."""
+    wandb_group: str | None = None
+    """Group of the run in Weights & Biases."""
+    wandb_tags: list[str] = field(default_factory=list)
+    """Tags of the run in Weights & Biases."""
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    """offline works without an account; `wandb sync` uploads later."""
+
+
+GROUPS = {
+    "Run": RunKeys,
+    "Model": ModelKeys,
+    "Adapters": AdapterKeys,
+    "Optimisation": OptimisationKeys,
+    "Data": DataKeys,
+    "Machine and reporting": MachineKeys,
+}
+"""The groups in the order of the manual."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(MachineKeys, DataKeys, OptimisationKeys, AdapterKeys, ModelKeys, RunKeys):
+    """Every flat key of `surogate sft`."""

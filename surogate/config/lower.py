@@ -1,0 +1,227 @@
+"""Lowering: the ONE place where flat keys become the nested configuration that LightningCLI runs.
+
+Every flat key is read here, in `to_lightning` or `to_environment` (a test proves it), so none can be accepted and then
+ignored. What is not here: reading and checking (read.py, checks.py), and running (cli/fit.py). The result is plain
+data, without torch, and `surogate fit` accepts it as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import Any
+
+from surogate.config.flat import SftConfig
+from surogate.config.parts import DatasetSpec
+
+Nested = dict[str, Any]
+
+
+def to_lightning(config: SftConfig, environ: Mapping[str, str] = os.environ) -> Nested:
+    """Return the nested configuration: seed_everything, trainer, model, data.
+
+    Args:
+        config: a checked flat configuration.
+        environ: where a launcher such as torchrun says how many processes there are.
+    """
+    model, data = _model(config), _data(config)
+    return {
+        "seed_everything": config.train_seed,
+        "trainer": _trainer(config, environ, _identity(model, data)),
+        "model": model,
+        "data": data,
+    }
+
+
+def to_environment(config: SftConfig) -> dict[str, str]:
+    """Return what goes into the environment of the process, and into no file."""
+    return {"HF_TOKEN": config.hub_token} if config.hub_token else {}
+
+
+def _model(c: SftConfig) -> Nested:
+    model = {
+        "source": c.model,
+        "model_type": c.model_type,
+        "dtype": c.model_dtype,
+        "max_model_len": c.max_model_len,
+        "rope_scaling": c.rope_scaling,
+        "attn_implementation": c.attn_implementation,
+        "recompute": c.recompute,
+        "trust_remote_code": c.trust_remote_code,
+    }
+    lora = {
+        "enabled": c.lora,
+        "rank": c.lora_rank,
+        "alpha": c.lora_alpha,
+        "dropout": c.lora_dropout,
+        "target_modules": c.lora_target_modules,
+        "dtype": c.lora_dtype,
+        "use_rslora": c.use_rslora,
+        "use_dora": c.use_dora,
+        "init_lora_weights": c.init_lora_weights,
+        "modules_to_save": c.modules_to_save,
+        "adapter_path": c.adapter_path,
+        "adapter_init_mode": c.adapter_init_mode,
+    }
+    optim = {
+        "name": c.optimizer,
+        "learning_rate": c.learning_rate,
+        "schedule": c.lr_scheduler_type,
+        "warmup_ratio": c.warmup_ratio,
+        "warmup_steps": c.warmup_steps,
+        "cooldown_steps": c.cooldown_steps,
+        "final_lr_fraction": c.final_lr_fraction,
+        "weight_decay": c.weight_decay,
+        "max_grad_norm": c.max_grad_norm,
+        "beta1": c.adamw_beta1,
+        "beta2": c.adamw_beta2,
+        "epsilon": c.adamw_epsilon,
+    }
+    init_args = {"model": model, "lora": lora, "optim": optim, "lmhead_chunks": c.lmhead_chunks}
+    return {"class_path": "surogate.modes.SftModule", "init_args": init_args}
+
+
+def _data(c: SftConfig) -> Nested:
+    batch = {
+        "sequence_len": c.sequence_len,
+        "per_device_train_batch_size": c.per_device_train_batch_size,
+        "gradient_accumulation_steps": c.gradient_accumulation_steps,
+        "sample_packing": c.sample_packing,
+        "num_workers": None if c.dataloader_num_workers == "auto" else c.dataloader_num_workers,
+        "train_seed": c.train_seed,
+        "eval_seed": c.eval_seed,
+    }
+    chat = {
+        "use_chat_template": c.use_chat_template,
+        "template": c.template,
+        "system": c.system,
+        "response_prefix": c.response_prefix,
+        "loss_scale": c.loss_scale,
+        "max_length": c.max_length,
+        "truncation_strategy": c.truncation_strategy,
+        "max_bad_row_fraction": c.max_bad_row_fraction,
+    }
+    init_args = {
+        "tokenizer": c.model,
+        "datasets": [asdict(spec) for spec in c.datasets],
+        "validation_datasets": [asdict(spec) for spec in c.validation_datasets],
+        "validation_split_ratio": c.validation_split_ratio,
+        "batch": batch,
+        "chat": chat,
+    }
+    return {"class_path": "surogate.data.datamodule.ChatDataModule", "init_args": init_args}
+
+
+def _trainer(c: SftConfig, environ: Mapping[str, str], identity: Nested) -> Nested:
+    has_validation = bool(c.validation_datasets) or c.validation_split_ratio > 0
+    machine, plugins = _machine(c.gpus, environ)
+    precision = {"class_path": "surogate.precision.RecipePrecision", "init_args": {"recipe": c.recipe}}
+    return {
+        **machine,
+        "max_steps": c.max_steps,
+        "max_epochs": -1 if c.max_steps > 0 else c.num_epochs,
+        "val_check_interval": c.eval_steps,
+        "check_val_every_n_epoch": None,  # so that the interval counts across epochs
+        "limit_val_batches": None if has_validation else 0,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": c.logging_steps,
+        "enable_checkpointing": False,  # StepCheckpoints does it
+        "enable_progress_bar": False,  # ProgressLine does it
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "default_root_dir": c.output_dir,
+        "plugins": [precision, *plugins],
+        "logger": _loggers(c),
+        "callbacks": _callbacks(c, identity),
+    }
+
+
+def _machine(gpus: int, environ: Mapping[str, str]) -> tuple[Nested, list[Nested]]:
+    """Return the trainer's keys for devices, and plugins; a launcher outside decides over `gpus`."""
+    machine: Nested = {"accelerator": "auto", "devices": gpus or "auto", "strategy": "auto", "num_nodes": 1}
+    plugins = []
+    if "TORCHELASTIC_RUN_ID" in environ:
+        machine["devices"] = int(environ["LOCAL_WORLD_SIZE"])
+        machine["num_nodes"] = int(environ["WORLD_SIZE"]) // machine["devices"]
+    elif "SLURM_STEP_ID" in environ and environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        machine["num_nodes"] = int(environ.get("SLURM_NNODES", 1))
+        machine["devices"] = int(environ["SLURM_NTASKS"]) // machine["num_nodes"]
+        # Lightning's own requeue saves inside the signal handler, which can hang.
+        environment = "lightning.pytorch.plugins.environments.SLURMEnvironment"
+        plugins.append({"class_path": environment, "init_args": {"auto_requeue": False}})
+    return machine, plugins
+
+
+def _loggers(c: SftConfig) -> list[Nested]:
+    wandb = {
+        "name": c.wandb_name or _run_name(c),
+        "project": c.wandb_project or "surogate",
+        "save_dir": c.output_dir,
+        "offline": c.wandb_mode == "offline",
+    }
+    wandb_run = {"group": c.wandb_group, "tags": c.wandb_tags, "mode": c.wandb_mode}
+    known: dict[str, Nested] = {
+        "wandb": {
+            "class_path": "lightning.pytorch.loggers.WandbLogger",
+            "init_args": wandb,
+            "dict_kwargs": wandb_run,
+        },
+        "tensorboard": {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": c.output_dir, "name": "tensorboard", "version": _run_name(c)},
+        },
+    }
+    return [known[name] for name in c.report_to]
+
+
+def _run_name(c: SftConfig) -> str:
+    return c.run_name or f"sft-{PurePath(c.model).name.removesuffix('.gguf')}"
+
+
+def _callbacks(c: SftConfig, identity: Nested) -> list[Nested]:
+    folder = {"folder": c.output_dir}
+    checkpoints = {
+        **folder,
+        "every_n_steps": c.save_steps,
+        "keep_last": c.save_total_limit,
+        "resume": c.resume_from_checkpoint,
+        "checkpoint_dir": c.checkpoint_dir,
+        "identity": identity,
+    }
+    steps = {"every_n_steps": c.logging_steps}
+    named: dict[str, Nested] = {
+        "StepCheckpoints": checkpoints,
+        "EnvironmentRecord": folder,
+        "MetricsWriter": {**folder, **steps},
+        "ProgressLine": steps,
+        "LossPlot": folder,
+        "AdapterExport": folder,
+    }
+    return [{"class_path": f"surogate.callbacks.{name}", "init_args": {**args}} for name, args in named.items()]
+
+
+def _identity(model: Nested, data: Nested) -> Nested:
+    """Return what makes this run itself: with other values in the same output_dir it would be another run.
+
+    How long it goes on, how fast it learns and how it is reported may change between a stop and a resume.
+    """
+    model_args, data_args = model["init_args"], data["init_args"]
+    batch = data_args["batch"]
+    identity = {
+        "model": model_args["model"]["source"],
+        "lora": model_args["lora"],
+        "datasets": [_told_apart_by(spec) for spec in data_args["datasets"]],
+        "validation_datasets": [_told_apart_by(spec) for spec in data_args["validation_datasets"]],
+        "validation_split_ratio": data_args["validation_split_ratio"],
+        "chat": data_args["chat"],
+        "batch": {key: batch[key] for key in ("sequence_len", "sample_packing", "train_seed", "eval_seed")},
+    }
+    return deepcopy(identity)  # shared parts would become anchors in config.yaml
+
+
+def _told_apart_by(spec: Nested) -> Nested:
+    default = asdict(DatasetSpec())
+    return {key: value for key, value in spec.items() if value != default[key]}

@@ -1,0 +1,210 @@
+"""The rest of the public contract: keys and values that Surogate knows by name but does not honour today.
+
+Each comes with one sentence that says why and what to use instead, and with the values that ask for nothing and are
+therefore accepted: a key is honoured or rejected, never ignored. When a key lands it moves from here to flat.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+SYNONYMS = {
+    "torch_dtype": "model_dtype",
+    "min_lr_ratio": "final_lr_fraction",
+    "padding_free": "sample_packing",
+}
+"""Second names of the public contract; packing is what makes a batch free of padding."""
+
+ALIASES = {
+    "base_model": "model",
+    "model_name_or_path": "model",
+    "cutoff_len": "sequence_len",
+    "max_seq_length": "sequence_len",
+    "seq_len": "sequence_len",
+    "micro_batch_size": "per_device_train_batch_size",
+    "num_train_epochs": "num_epochs",
+    "epochs": "num_epochs",
+    "lr": "learning_rate",
+    "lora_r": "lora_rank",
+    "load_in_4bit": "qlora_bnb",
+    "packing": "sample_packing",
+    "gradient_checkpointing": "recompute",
+    "bf16": "recipe: bf16",
+}
+"""Names that other trainers use: they get a hint, never a silent acceptance."""
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """Why a key or value is rejected, and what to use instead."""
+
+    sentence: str
+    inactive: tuple[Any, ...] = (None, False)
+    """Values that ask for nothing."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value asks for nothing. `1` is not `true` here."""
+        return any(value == ok and isinstance(value, bool) == isinstance(ok, bool) for ok in self.inactive)
+
+
+_QUANTISED = "a quantised base is not there yet. Remove the key: the base then stays in model_dtype."
+_RECIPES = "the fp8 and fp4 recipes are not there yet. Use recipe: bf16."
+_FULL = "training the model's own weights is not there yet. Train an adapter with lora: true."
+_STOPPING = "automatic stopping and learning-rate rescue are not there yet. Set num_epochs or max_steps."
+_COMPILED = "CUDA graphs and torch.compile are not there yet. Remove the key, or set it to false."
+_NODES = "runs over several machines are not there yet. Use gpus for this machine."
+_LATER = "this is planned for a later release. Remove the key."
+_GRPO = "it belongs to `surogate grpo`, which is not there yet. Remove it from an sft configuration."
+
+
+def _not_yet(sentence: str, **inactive: object) -> dict[str, NotYet]:
+    return {key: NotYet(sentence, (None, value)) for key, value in inactive.items()}
+
+
+NOT_YET: dict[str, NotYet] = {
+    **_not_yet(
+        _QUANTISED,
+        qlora_bnb=False,
+        qlora_fp8=False,
+        qlora_fp4=False,
+        qlora_bnb_block_size=64,
+        qlora_bnb_double_quant=True,
+        qlora_block_size=128,
+        qlora_four_over_six=True,
+        skip_quant_first_layers=0,
+        skip_quant_last_layers=0,
+    ),
+    **_not_yet(
+        _RECIPES,
+        fp8_amax_history=16,
+        fp8_amax_compute_algo="max",
+        fp8_margin=0,
+        fp4_backend="auto",
+        no_fp4_stochastic_rounding=False,
+        matmul_dtype="bfloat16",
+        gradient_dtype="bfloat16",
+    ),
+    "from_scratch": NotYet("training from random weights is not there yet. Start from a pretrained model."),
+    "freeze_modules": NotYet(_FULL, (None, [])),
+    "master_dtype": NotYet(
+        "master weights come with full fine-tuning. The adapter trains in lora_dtype: fp32 already.", (None,)
+    ),
+    "merge_adapter": NotYet("merging is not there yet. The adapter/ folder loads with PEFT, transformers and vLLM."),
+    **_not_yet(
+        "the NorMuon optimizer is not there yet. Use optimizer: adamw or adamw_8bit.",
+        normuon_momentum=0.95,
+        normuon_beta2=0.95,
+        normuon_cautious_wd=True,
+    ),
+    **_not_yet(_STOPPING, auto_lr_reduction=False, early_stop=False, epoch_adjustment=False),
+    "zero_level": NotYet("sharded training is not there yet. Use zero_level: 1.", (None, 1)),
+    "distributed.num_nodes": NotYet(_NODES, (None, 1)),
+    "distributed.gpus_per_node": NotYet(_NODES, (None, 0)),
+    **_not_yet(_COMPILED, use_cuda_graphs=False, torch_compile=False),
+    "padding_side": NotYet(
+        "padding is never attended to here, so its side changes nothing. Remove the key.", (None, "right")
+    ),
+    "log_file": NotYet(
+        "a log file is not there yet. Redirect the output: `surogate sft cfg.yaml 2>&1 | tee run.log`.", (None,)
+    ),
+    "log_gpu_util": NotYet("GPU utilisation is not logged yet. Remove the key, or set it to 0.", (None, 0)),
+    **_not_yet(
+        "the debug breakdowns are not there yet. Remove the key.",
+        debug_time_breakdown=False,
+        debug_memory_breakdown=False,
+    ),
+    **_not_yet(_LATER, train_router=False, long_context=False, sequence_chunks=1, attn_bwd_chunks=1),
+}
+"""Keys of the public contract that a later issue brings."""
+
+NOT_YET_PATTERNS: dict[str, NotYet] = {
+    **{
+        pattern: NotYet(_LATER, (None, False, 0, 1, [], {}, "none"))
+        for pattern in [
+            "cpu_training",
+            "offload_*",
+            "persistent_quants",
+            "use_zero_copy",
+            "shard_*",
+            "memcpy_*",
+            "parallelism",
+            "ep_*",
+            "distillation",
+            "distillation.*",
+            "train_vision",
+            "aim_*",
+        ]
+    },
+    **{
+        pattern: NotYet(_GRPO, (None,))
+        for pattern in [
+            "loss",
+            "loss.*",
+            "noise_scheduler",
+            "noise_scheduler.*",
+            "max_async_level",
+            "weight_sync",
+            "transport_type",
+            "weight_broadcast_type",
+        ]
+    },
+}
+
+VALUES_NOT_YET: dict[str, dict[Any, str]] = {
+    "lora": {False: _FULL},
+    "recipe": {"fp8_hybrid": _RECIPES, "nvfp4": _RECIPES, "*.yaml": _RECIPES, "*.yml": _RECIPES},
+    "optimizer": {"normuon": NOT_YET["normuon_momentum"].sentence},
+    "datasets.type": {
+        "text": "raw text belongs to `surogate pt`, which is not there yet. Use instruction, conversation or auto.",
+        "preference": "preference pairs are planned for a later release. Use instruction, conversation or auto.",
+    },
+}
+"""Values, or patterns of values, of active keys that a later issue brings."""
+
+DATASET_FIELDS = {
+    "text": ("text_field",),
+    "instruction": [
+        "instruction_field",
+        "input_field",
+        "output_field",
+        "system_prompt_type",
+        "system_prompt_field",
+        "system_prompt",
+        "prompt_format",
+        "prompt_format_no_input",
+    ],
+    "conversation": [
+        "messages_field",
+        "system_field",
+        "tools_field",
+        "message_property_mappings",
+        "completion_field",
+    ],
+    "preference": ("prompt_field", "chosen_field", "rejected_field"),
+}
+"""Which keys of a dataset belong to which type."""
+
+
+def not_yet(key: str, value: Any) -> str | None:
+    """Return the sentence that rejects a key of the contract which has not landed, "" where its value asks for nothing.
+
+    Returns:
+        None where the key is not one of the contract's later keys.
+    """
+    found = NOT_YET.get(key) or next((rule for glob, rule in NOT_YET_PATTERNS.items() if fnmatchcase(key, glob)), None)
+    if found is None:
+        return None
+    return "" if found.accepts(value) else found.sentence
+
+
+def value_not_yet(key: str, value: Any) -> str | None:
+    """Return the sentence that rejects a value of an active key, or None."""
+    for rejected, sentence in VALUES_NOT_YET.get(key, {}).items():
+        if isinstance(value, str) and isinstance(rejected, str):
+            if fnmatchcase(value.replace("-", "_"), rejected):
+                return sentence
+        elif value is rejected:
+            return sentence
+    return None

@@ -1,0 +1,1 @@
+"""Pretrained models: where weights come from, how they are loaded, adapted, attended over and read out."""

@@ -1,0 +1,164 @@
+"""Loading what a run left behind, and writing text with it.
+
+What is not here: tokenizers and chat templates (data/), which the command line passes in. The one idea: a run, an
+adapter and a model are told apart by the files they hold, and a run answers with the chat settings it was trained with.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surogate.config.parts import ChatSpec, ModelSpec
+from surogate.config.yaml_file import read_yaml
+from surogate.errors import ModelError
+from surogate.locations import resolve
+from surogate.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers.generation.streamers import BaseStreamer
+
+_ADAPTER_FILE = "adapter_config.json"
+_CHAT_KEYS = ("use_chat_template", "template", "system", "response_prefix")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundModel:
+    """What a location turned out to hold.
+
+    Attributes:
+        base: location of the base model.
+        adapters: folders of adapters, in the order in which they go on top.
+        tokenizer: location of the tokenizer that belongs to them.
+        chat: chat settings of the run.
+        trust_remote_code: as the run had it.
+    """
+
+    base: str
+    adapters: tuple[Path, ...] = ()
+    tokenizer: str
+    chat: ChatSpec = field(default_factory=ChatSpec)
+    trust_remote_code: bool = False
+
+
+def find_model(location: str, adapter: str | None = None) -> FoundModel:
+    """Find the parts of a model without loading any.
+
+    Args:
+        location: a run's folder, an adapter's folder, or a model (folder, `.gguf`, `pkg://package/file`, hub id).
+        adapter: folder of an adapter to use instead of the location's own.
+
+    Raises:
+        ModelError: there is nothing there, or a run without an adapter yet.
+    """
+    path = resolve(location, error=ModelError)
+    run = RunFolder(path)
+    is_run = run.surogate_yaml.exists()
+    keys = read_yaml(run.surogate_yaml).values if is_run else {}
+    own = run.adapter_dir if is_run else run.path if (run.path / _ADAPTER_FILE).exists() else None
+    top = own if adapter is None else Path(resolve(adapter, error=ModelError))
+    if top is None:
+        return FoundModel(base=location, tokenizer=location)
+    if not (top / _ADAPTER_FILE).exists():
+        hint = "a run writes it when it ends: give its `surogate sft` command again" if top == own else "--adapter"
+        raise ModelError(f"{top} holds no {_ADAPTER_FILE}, so it is not an adapter folder ({hint})")
+    base = keys.get("model") or (location if own is None else _recorded_base(own))
+    merged = keys.get("adapter_path") if keys.get("adapter_init_mode", "merge") == "merge" else None
+    return FoundModel(
+        base=base,
+        adapters=(Path(merged), top) if merged else (top,),
+        tokenizer=str(top) if (top / "tokenizer_config.json").exists() else base,
+        chat=ChatSpec(**{key: keys[key] for key in _CHAT_KEYS if keys.get(key) is not None}),
+        trust_remote_code=bool(keys.get("trust_remote_code")),
+    )
+
+
+def load_for_inference(found: FoundModel, device: torch.device | None = None) -> nn.Module:
+    """Load a model with its adapters, in evaluation mode: float32 on the CPU, the model's own dtype on a GPU.
+
+    Raises:
+        ModelError: the model or an adapter cannot be read, or they do not fit.
+    """
+    import torch
+
+    from surogate.models.load import load_model
+    from surogate.models.lora import load_adapter
+
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spec = ModelSpec(
+        source=found.base,
+        dtype="float32" if device.type == "cpu" else None,
+        trust_remote_code=found.trust_remote_code,
+    )
+    model: Any = load_model(spec, device)
+    for folder in found.adapters:
+        model = load_adapter(model, folder).merge_and_unload()
+    return model.to(device).eval()
+
+
+def generate_ids(
+    model: Any,
+    prompt_ids: Sequence[int],
+    end_token_ids: set[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    streamer: BaseStreamer | None = None,
+) -> list[int]:
+    """Continue a prompt.
+
+    Args:
+        model: as `load_for_inference` returns it.
+        prompt_ids: at least one token.
+        end_token_ids: tokens to stop at, besides the model's own.
+        max_new_tokens: longest answer; it also ends where the model has no more positions.
+        temperature: 0 takes the likeliest token; above, tokens are sampled from the whole distribution.
+        streamer: told each token as it comes.
+
+    Returns:
+        The new tokens, the end token included where the model wrote one.
+
+    Raises:
+        ModelError: the prompt leaves no position for an answer.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    room = getattr(model.config, "max_position_embeddings", sys.maxsize) - len(prompt_ids)
+    if room < 1:
+        raise ModelError(
+            f"the prompt has {len(prompt_ids)} tokens, which fills all positions of this model; shorten it"
+        )
+    own = model.generation_config.eos_token_id
+    ends = end_token_ids.union(own if isinstance(own, list) else [] if own is None else [own])
+    # Everything is set here: what is not would be filled in from the settings that the model ships.
+    config = GenerationConfig(
+        max_new_tokens=min(max_new_tokens, room),
+        do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else None,
+        top_k=0 if temperature > 0 else None,
+        top_p=1.0 if temperature > 0 else None,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=min(ends, default=0),
+        use_cache=True,
+    )
+    input_ids = torch.tensor([list(prompt_ids)], device=model.device)
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config, streamer=streamer
+        )
+    new_ids: list[int] = output[0, len(prompt_ids) :].tolist()
+    return new_ids
+
+
+def _recorded_base(adapter: Path) -> str:
+    base = json.loads((adapter / _ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{adapter / _ADAPTER_FILE} names no base model; give the model, and this folder as --adapter")
+    return str(base)

@@ -1,0 +1,6 @@
+"""Training modes: one LightningModule each, all with the same step."""
+
+from surogate.modes.base import CausalLMModule
+from surogate.modes.sft import SftModule
+
+__all__ = ["CausalLMModule", "SftModule"]

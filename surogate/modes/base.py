@@ -1,0 +1,246 @@
+"""CausalLMModule: the optimizer step that every training mode shares.
+
+A batch is a `StepBatch`, one optimizer step. A mode supplies `micro_loss`, a *sum* of weighted terms; here the sum is
+divided by the step's global normaliser, so the gradient does not depend on how a global batch is cut into ranks,
+micro-batches and packed rows. Lightning's own accumulation is a mean of means, which is wrong where micro-batches hold
+different numbers of tokens; hence manual optimization.
+
+What is not here: losses (losses/), data (data/), writing (callbacks/).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
+
+from surogate.batches import MicroBatch, StepBatch
+from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
+from surogate.errors import CheckpointError, ModelError
+from surogate.models import isolation, lora
+from surogate.models.hidden import base_model, head_error
+from surogate.models.load import load_model
+from surogate.models.source import ModelSource
+from surogate.modes.optimizers import build_optimizer
+from surogate.modes.schedules import learning_rate_factor
+from surogate.modes.validation import TokenMetrics
+
+HEAD_TOLERANCE = 2e-2
+"""Largest relative difference between our head's logits and the model's own; bfloat16 rounding stays under it."""
+
+_BASE_KEY = "surogate_base"
+
+
+class MicroSums(NamedTuple):
+    """What a mode returns for a micro-batch.
+
+    Attributes:
+        loss: scalar with a graph, a sum of weighted terms.
+        num_correct: supervised tokens predicted right, scalar.
+    """
+
+    loss: Tensor
+    num_correct: Tensor
+
+
+class CausalLMModule(pl.LightningModule):
+    """A causal language model under training.
+
+    Args:
+        model: which weights.
+        lora: the adapter on top; `enabled: false` trains the weights themselves.
+        optim: optimizer, schedule, clipping.
+
+    Attributes:
+        step_metrics: of the last step over all ranks, scalars on the device: loss (mean over supervised tokens),
+            loss_tokens, tokens, accuracy, grad_norm (before clipping); and learning_rate, a float. Reading one waits
+            for the device.
+    """
+
+    def __init__(self, model: ModelSpec, lora: LoraSpec, optim: OptimSpec) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # a checkpoint holds what trains; the frozen base comes from its source
+        self.model_spec, self.lora_spec, self.optim_spec = model, lora, optim
+        self.model: Any = None
+        self.step_metrics: dict[str, Any] = {}
+        self.validation_metrics = nn.ModuleList()
+
+    # ---- building the model
+
+    @override
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        wants_meta = getattr(self.trainer.precision_plugin, "defers_loading", False)
+        defer = wants_meta and not lora.needs_base_weights(self.lora_spec)
+        model = load_model(self.model_spec, self.trainer.strategy.root_device, defer=defer)
+        if self.lora_spec.enabled:
+            torch.manual_seed(_run_seed())
+            model = lora.inject(model, self.lora_spec, self.model_spec.source)
+        if self.model_spec.recompute:
+            base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model = model.train()
+
+    @override
+    def on_fit_start(self) -> None:
+        self._check_model()
+
+    @override
+    def on_validation_start(self) -> None:
+        if not self.trainer.fitting:
+            self._check_model()
+        names = self._validation_names()
+        if len(self.validation_metrics) != len(names):
+            self.validation_metrics = nn.ModuleList(TokenMetrics() for _ in names).to(self.device)
+
+    def _check_model(self) -> None:
+        """Refuse, before the first step, a model that would train on a wrong loss."""
+        vocab_size = base_model(self.model).get_input_embeddings().num_embeddings
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is not None and len(tokenizer) > vocab_size:
+            raise ModelError(
+                f"The tokenizer has {len(tokenizer)} tokens, the model {self.model_spec.source} embeds {vocab_size}: "
+                "they do not belong together."
+            )
+        isolation.choose(self.model, self.model_spec.attn_implementation, self.device)
+        error = head_error(self.model, self.device)
+        if error > HEAD_TOLERANCE:
+            raise ModelError(
+                f"{self.model_spec.source} shapes its logits in a way this version does not know (relative difference "
+                f"{error:.1e}), so the loss would be wrong."
+            )
+
+    # ---- the step
+
+    def micro_loss(self, micro_batch: MicroBatch) -> MicroSums:
+        """Return the sums of one micro-batch; the loss has a graph even where nothing is supervised."""
+        raise NotImplementedError
+
+    def local_weight(self, step_batch: StepBatch) -> int:
+        """Return this rank's share of the normaliser; supervised tokens, unless the mode's loss says otherwise."""
+        return step_batch.num_loss_tokens
+
+    @override
+    def training_step(self, step_batch: StepBatch, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        # The dropout of a step is a function of seed, step and rank, so a resumed run needs no saved RNG state.
+        torch.manual_seed(hash((_run_seed(), self.global_step, self.global_rank)) % 2**63)
+        counts = self._sum_over_ranks(
+            [self.local_weight(step_batch), step_batch.num_loss_tokens, step_batch.num_tokens]
+        )
+        scale = self.trainer.world_size / counts[0].clamp_min(1)
+        optimizer.zero_grad()
+        loss_sum, num_correct = torch.zeros(2, device=self.device)
+        last = len(step_batch.micro_batches) - 1
+        for i, micro_batch in enumerate(step_batch.micro_batches):
+            with optimizer.toggle_model(sync_grad=i == last):
+                sums = self.micro_loss(micro_batch)
+                self.manual_backward(sums.loss * scale)
+            loss_sum, num_correct = loss_sum + sums.loss.detach(), num_correct + sums.num_correct
+        grad_norm = self._clip_gradients()
+        learning_rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        loss_sum, num_correct = self._sum_over_ranks(torch.stack([loss_sum, num_correct]))
+        self.step_metrics = {
+            "loss": loss_sum / counts[0].clamp_min(1),
+            "loss_tokens": counts[1],
+            "tokens": counts[2],
+            "accuracy": num_correct / counts[1].clamp_min(1),
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+        }
+
+    def _sum_over_ranks(self, values: Tensor | list[int]) -> Tensor:
+        tensor = torch.as_tensor(values, device=self.device)
+        return self.trainer.strategy.reduce(tensor, reduce_op="sum")
+
+    def _clip_gradients(self) -> Tensor:
+        """Clip to max_grad_norm and return the norm before it, without waiting for the device."""
+        with_grad = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in with_grad])
+        if self.optim_spec.max_grad_norm > 0:
+            nn.utils.clip_grads_with_norm_(with_grad, self.optim_spec.max_grad_norm, norm)
+        return norm
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = build_optimizer(self.optim_spec, self)
+        total_steps = self._total_steps()
+        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(self.optim_spec, step, total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        if self.trainer.max_steps > 0:
+            return self.trainer.max_steps
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(datamodule, "num_steps") and (self.trainer.max_epochs or -1) > 0:
+            return datamodule.num_steps(self.trainer.max_epochs)
+        return int(self.trainer.estimated_stepping_batches)
+
+    # ---- validation
+
+    @override
+    def validation_step(self, step_batch: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        for micro_batch in step_batch.micro_batches:
+            sums = self.micro_loss(micro_batch)
+            metrics: Any = self.validation_metrics[dataloader_idx]
+            metrics.update(sums.loss, sums.num_correct, micro_batch.num_loss_tokens)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        values: dict[str, Tensor] = {}
+        loss_sum = tokens = torch.zeros((), device=self.device)
+        for name, metrics in zip(self._validation_names(), self.validation_metrics, strict=True):
+            assert isinstance(metrics, TokenMetrics)
+            values |= {f"val/{name}/{key}": value for key, value in metrics.compute().items()}
+            loss_sum, tokens = loss_sum + metrics.loss.compute(), tokens + metrics.tokens.compute()
+            metrics.reset()
+        self.log_dict({**values, "val/loss": loss_sum / tokens}, logger=False)
+
+    def _validation_names(self) -> list[str]:
+        names = getattr(getattr(self.trainer, "datamodule", None), "validation_names", None)
+        return list(names) if names else [str(i) for i in range(len(self.trainer.val_dataloaders or [0]))]
+
+    # ---- checkpoints
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = self._trained_names()
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        checkpoint[_BASE_KEY] = ModelSource.of(self.model_spec.source).fingerprint()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        missing = self._trained_names() - checkpoint["state_dict"].keys()
+        if missing:
+            raise CheckpointError(
+                f"The checkpoint lacks {len(missing)} of the trained tensors, for example {sorted(missing)[0]}: it is "
+                "of a run with other adapter settings."
+            )
+        found, expected = checkpoint.get(_BASE_KEY), ModelSource.of(self.model_spec.source).fingerprint()
+        if found != expected:
+            raise CheckpointError(
+                f"The weights of {self.model_spec.source} changed since the checkpoint was written ({found} then, "
+                f"{expected} now); training on would mix two models."
+            )
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the trained adapter in PEFT's format."""
+        lora.save_adapter(self.model, folder)
+
+
+def _run_seed() -> int:
+    """The seed that Lightning's seed_everything set for this run."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from surogate.cli import help as pages
+from surogate.config.flat import SftConfig
+from surogate.config.keys import keys_of
+
+PROBE = """
+import sys
+from surogate.cli.main import main
+code = main(sys.argv[1:])
+assert not {"torch", "lightning", "transformers", "numpy"} & set(sys.modules), "something heavy was loaded"
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["sft", "--help"], ["fit", "--help"], ["validate", "-h"], ["pt"]])
+def test_help_loads_nothing_heavy(argv):
+    result = subprocess.run([sys.executable, "-c", PROBE, *argv], capture_output=True, text=True, check=False)
+    assert result.returncode in (0, 2), result.stderr
+    assert "heavy" not in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["sft", "fit", "validate"])
+def test_a_page_starts_with_the_usage_and_has_an_example(verb):
+    page = pages.page(verb)
+    assert page.startswith(f"usage: surogate {verb} ")
+    assert "example" in page
+
+
+def test_the_page_of_sft_explains_every_key_of_the_schema():
+    page = pages.page("sft")
+    for key in keys_of(SftConfig).values():
+        assert f"  {key.name}  (" in page
+        assert key.summary.split()[0] in page
+
+
+def test_the_page_shows_type_and_default():
+    page = pages.page("sft")
+    assert "  lora_rank  (int > 0; 16)" in page
+    assert "  model  (str; required)" in page
+    assert "  max_length  (int > 0 or null; not set)" in page
+
+
+def test_every_verb_has_a_module_and_a_line_in_the_overview():
+    for name, verb in pages.VERBS.items():
+        assert importlib.util.find_spec(verb.module), verb.module
+        assert f"  {name} " in pages.overview()
+
+
+def test_no_verb_is_both_there_and_not_yet_there():
+    assert not pages.VERBS.keys() & pages.NOT_YET_VERBS.keys()

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+CONTRADICTIONS = [
+    ("max_length: 2000", "max_length 2000 is more than sequence_len 1024"),
+    ("max_model_len: 512", "max_model_len 512 is less than sequence_len 1024"),
+    ("rope_scaling: yarn", "rope_scaling: yarn needs max_model_len"),
+    ("qlora_bnb: true\nlora: false", "qlora_bnb needs lora: true"),
+    ("qlora_bnb: true\nqlora_fp8: true", "qlora_bnb and qlora_fp8 exclude each other"),
+    ("adapter_path: a/b\nfrom_scratch: true", "adapter_path needs from_scratch: false"),
+    ("adapter_init_mode: trainable", "adapter_init_mode: trainable needs adapter_path"),
+    ("lora_target_modules: [q_proj]\nmodules_to_save: [q_proj]", "q_proj stands in lora_target_modules and in"),
+    ("lora_target_modules: []", "lora_target_modules is empty"),
+    ("cooldown_steps: 5", "cooldown_steps needs lr_scheduler_type: wsd"),
+    ("final_lr_fraction: 0.5\nlr_scheduler_type: constant", "final_lr_fraction needs a schedule that decays"),
+    ("max_steps: 10\nwarmup_steps: 11", "do not fit into max_steps 10"),
+    ("eval_steps: 5\nvalidation_split_ratio: 0", "eval_steps needs validation data"),
+    ("wandb_project: p", "wandb_project needs report_to: [wandb]"),
+    ("template: none.jinja", "there is no file 'none.jinja'"),
+    ("resume_from_checkpoint: gone", "there is no 'gone'"),
+    ("adapter_path: ./gone", "adapter_path: './gone' does not exist"),
+    ("validation_datasets: [{path: gone.jsonl}]", "validation_datasets[0].path: 'gone.jsonl' does not exist"),
+]
+
+
+@pytest.mark.parametrize(("lines", "sentence"), CONTRADICTIONS)
+def test_a_contradiction_is_told_at_the_line_of_a_key_that_is_in_it(problems, lines, sentence):
+    matching = [problem for problem in problems(lines + "\n") if sentence in problem]
+    assert len(matching) == 1
+    assert matching[0].startswith(("cfg.yaml:4: ", "cfg.yaml:5: "))
+
+
+ACCEPTED = [
+    "max_length: 1024",
+    "max_model_len: 1024",
+    "rope_scaling: yarn\nmax_model_len: 4096",
+    "adapter_path: a/b",
+    "lr_scheduler_type: wsd\ncooldown_steps: 5",
+    "final_lr_fraction: 0.5\nlr_scheduler_type: cosine",
+    "max_steps: 10\nwarmup_steps: 10",
+    "validation_split_ratio: 0",
+    "eval_steps: 5",
+    "template: '{{ messages }}'",
+]
+
+
+@pytest.mark.parametrize("lines", ACCEPTED)
+def test_what_can_run_is_accepted(read, lines):
+    assert read(lines + "\n")
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ("{}", "datasets[0] has no path"),
+        ("{path: rows.jsonl, weight: 0}", "datasets[0].weight must be above 0"),
+        ("{path: rows.jsonl, samples: 0}", "datasets[0].samples must be above 0"),
+        ("{path: rows.jsonl, type: conversation, output_field: a}", "output_field belongs to type: instruction"),
+        ("{path: rows.jsonl, text_field: a}", "text_field belongs to type: text"),
+        ("{path: rows.jsonl, chosen_field: a}", "chosen_field belongs to type: preference"),
+        ("{path: rows.jsonl, system_prompt_type: fixed}", "fixed needs system_prompt"),
+        ("{path: rows.jsonl, system_prompt_type: field}", "field needs system_prompt_field"),
+        ("{path: 's3://bucket/rows.jsonl'}", "cannot be read"),
+        ("{path: 'pkg://no_such_package/rows.jsonl'}", "is not installed"),
+    ],
+)
+def test_a_dataset_that_cannot_be_read_as_described_is_told(problems, entry, sentence):
+    found = problems(whole=f"model: m\ndatasets:\n  - {entry}\n")
+    assert any(line.startswith("cfg.yaml:3: ") and sentence in line for line in found)
+
+
+def test_an_auto_dataset_may_name_columns_of_any_chat_type(read):
+    assert read(whole="model: m\ndatasets: [{path: rows.jsonl, output_field: a}]\n")
+
+
+def test_an_empty_list_of_datasets_is_told(problems):
+    assert problems(whole="model: m\ndatasets: []\n") == [
+        "cfg.yaml:2: datasets is empty. List at least one source of rows."
+    ]
+
+
+def test_a_reporter_that_is_not_installed_is_told(problems, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert problems("report_to: [wandb]\n") == [
+        "cfg.yaml:4: report_to: wandb needs the wandb package. Install it with `pip install wandb`."
+    ]
+
+
+def test_nothing_is_said_twice_about_a_key_that_is_wrong_already(problems):
+    assert problems("max_length: long\nsequence_len: 4\n") == [
+        "cfg.yaml:4: max_length must be a whole number above 0, got 'long'."
+    ]

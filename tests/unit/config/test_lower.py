@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from surogate.config.flat import SftConfig
+from surogate.config.keys import keys_of
+from surogate.config.lower import to_environment, to_lightning
+from surogate.config.parts import DatasetSpec
+
+
+def config(**changes: Any) -> SftConfig:
+    return SftConfig(**{"model": "some/model", "datasets": [DatasetSpec(path="rows.jsonl")], **changes})
+
+
+def lowered(environ: dict[str, str] | None = None, **changes: Any) -> dict[str, Any]:
+    return to_lightning(config(**changes), environ or {})
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if children is None:
+        yield path, value
+    else:
+        yield path, type(value)
+        for key, child in children:
+            yield from leaves(child, (*path, key))
+
+
+def callback(nested: dict[str, Any], name: str) -> dict[str, Any]:
+    found = [spec for spec in nested["trainer"]["callbacks"] if spec["class_path"] == f"surogate.callbacks.{name}"]
+    return found[0]["init_args"]
+
+
+class Recording:
+    """Notes which attributes are read."""
+
+    def __init__(self, wrapped: SftConfig) -> None:
+        self._wrapped, self.read = wrapped, set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self._wrapped, name)
+
+
+def test_every_flat_key_is_consumed():
+    recording = Recording(config())
+    to_lightning(recording, {})  # type: ignore[arg-type]
+    to_environment(recording)  # type: ignore[arg-type]
+    assert set(keys_of(SftConfig)) - recording.read == set()
+
+
+OTHER_VALUES: dict[str, Any] = {
+    "run_name": "r", "output_dir": "o", "checkpoint_dir": "c", "resume_from_checkpoint": "p", "save_steps": 7,
+    "save_total_limit": 7, "num_epochs": 7, "max_steps": 7, "eval_steps": 7, "logging_steps": 7, "train_seed": 7,
+    "eval_seed": 7, "model": "m", "model_type": "llama", "sequence_len": 7, "max_model_len": 7, "rope_scaling": "yarn",
+    "model_dtype": "float32", "attn_implementation": "eager", "trust_remote_code": True, "lora": False, "lora_rank": 7,
+    "lora_alpha": 7.0, "lora_dropout": 0.7, "lora_target_modules": ["q"], "lora_dtype": "bf16", "use_rslora": True,
+    "use_dora": True, "init_lora_weights": "pissa", "modules_to_save": ["h"], "adapter_path": "a",
+    "adapter_init_mode": "trainable", "recipe": "other", "learning_rate": 0.7, "optimizer": "adamw",
+    "lr_scheduler_type": "wsd", "warmup_ratio": 0.7, "warmup_steps": 7, "cooldown_steps": 7, "final_lr_fraction": 0.7,
+    "weight_decay": 0.7, "max_grad_norm": 0.7, "adamw_beta1": 0.7, "adamw_beta2": 0.7, "adamw_epsilon": 0.7,
+    "per_device_train_batch_size": 7, "gradient_accumulation_steps": 7, "recompute": False, "lmhead_chunks": 7,
+    "datasets": [DatasetSpec(path="x")], "validation_datasets": [DatasetSpec(path="v")], "validation_split_ratio": 0.7,
+    "sample_packing": False, "dataloader_num_workers": 7, "max_bad_row_fraction": 0.7, "truncation_strategy": "left",
+    "max_length": 7, "use_chat_template": False, "template": "t", "system": "s", "response_prefix": "p",
+    "loss_scale": "all", "gpus": 7, "report_to": ["wandb"], "wandb_project": "p", "wandb_name": "n",
+    "wandb_group": "g", "wandb_tags": ["t"], "wandb_mode": "offline", "hub_token": "t",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", keys_of(SftConfig))
+def test_every_flat_key_changes_what_runs(key):
+    base = {"report_to": ["wandb"]} if key.startswith(("wandb", "run_name")) else {}
+    before, after = config(**base), config(**base, **{key: OTHER_VALUES[key]})
+    assert (to_lightning(before, {}), to_environment(before)) != (to_lightning(after, {}), to_environment(after))
+
+
+def test_the_result_is_plain_data_without_anchors():
+    text = yaml.safe_dump(lowered(report_to=["wandb", "tensorboard"]))
+    assert "&id" not in text
+    assert yaml.safe_load(text) == lowered(report_to=["wandb", "tensorboard"])
+
+
+def test_precision_is_the_plugins_business():
+    trainer = lowered()["trainer"]
+    assert "precision" not in trainer
+    assert trainer["plugins"] == [{"class_path": "surogate.precision.RecipePrecision", "init_args": {"recipe": "bf16"}}]
+
+
+def test_max_steps_wins_over_epochs():
+    assert [lowered(max_steps=5)["trainer"][key] for key in ("max_steps", "max_epochs")] == [5, -1]
+    assert [lowered(num_epochs=2)["trainer"][key] for key in ("max_steps", "max_epochs")] == [-1, 2]
+
+
+def test_validation_runs_only_where_there_is_data_for_it():
+    assert lowered(validation_split_ratio=0.0)["trainer"]["limit_val_batches"] == 0
+    assert lowered()["trainer"]["limit_val_batches"] is None
+    own = [DatasetSpec(path="v.jsonl")]
+    assert lowered(validation_split_ratio=0.0, validation_datasets=own)["trainer"]["limit_val_batches"] is None
+
+
+def test_the_tokenizer_is_the_models():
+    assert lowered(model="m")["data"]["init_args"]["tokenizer"] == "m"
+
+
+def test_gpus_counts_devices_and_zero_takes_all():
+    assert lowered(gpus=3)["trainer"]["devices"] == 3
+    assert lowered(gpus=0)["trainer"]["devices"] == "auto"
+
+
+def test_torchrun_decides_over_gpus():
+    environ = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+    trainer = lowered(environ, gpus=1)["trainer"]
+    assert (trainer["devices"], trainer["num_nodes"]) == (4, 2)
+
+
+def test_srun_decides_over_gpus_and_requeueing_is_not_lightnings():
+    environ = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}
+    trainer = lowered(environ, gpus=1)["trainer"]
+    assert (trainer["devices"], trainer["num_nodes"]) == (4, 2)
+    assert trainer["plugins"][1]["init_args"] == {"auto_requeue": False}
+
+
+def test_an_interactive_slurm_shell_leaves_gpus_alone():
+    environ = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "interactive"}
+    assert lowered(environ, gpus=1)["trainer"]["devices"] == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("org/Model-1.7B", "sft-Model-1.7B"), ("pkg://p/Model.Q4_1.gguf", "sft-Model.Q4_1"), ("folder/m/", "sft-m")],
+)
+def test_the_run_is_named_after_the_model_the_same_on_every_start(model, name):
+    loggers = lowered(model=model, report_to=["wandb"])["trainer"]["logger"]
+    assert loggers[0]["init_args"]["name"] == name
+
+
+def test_the_hub_token_goes_to_the_environment_and_nowhere_else():
+    assert to_environment(config(hub_token="hf_secret")) == {"HF_TOKEN": "hf_secret"}
+    assert to_environment(config()) == {}
+    assert "hf_secret" not in str(lowered(hub_token="hf_secret"))
+
+
+@pytest.mark.parametrize("change", [{"lora_rank": 8}, {"model": "other"}, {"train_seed": 1}, {"sequence_len": 8}])
+def test_what_makes_another_run_changes_its_identity(change):
+    assert (
+        callback(lowered(**change), "StepCheckpoints")["identity"] != callback(lowered(), "StepCheckpoints")["identity"]
+    )
+
+
+@pytest.mark.parametrize("change", [{"max_steps": 8}, {"learning_rate": 1.0}, {"gpus": 2}, {"save_steps": 1}])
+def test_what_may_change_between_stop_and_resume_leaves_its_identity(change):
+    assert (
+        callback(lowered(**change), "StepCheckpoints")["identity"] == callback(lowered(), "StepCheckpoints")["identity"]
+    )

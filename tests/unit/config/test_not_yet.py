@@ -1,0 +1,144 @@
+"""The public contract: every key is honoured or rejected by name, and what asks for nothing is accepted."""
+
+from __future__ import annotations
+
+import pytest
+
+from surogate.config.flat import SftConfig
+from surogate.config.keys import keys_of
+from surogate.config.not_yet import ALIASES, NOT_YET, NOT_YET_PATTERNS, SYNONYMS, VALUES_NOT_YET, not_yet
+
+CONTRACT = """
+run_name output_dir checkpoint_dir resume_from_checkpoint save_steps save_total_limit num_epochs max_steps eval_steps
+logging_steps train_seed eval_seed hub_token model model_type from_scratch sequence_len max_model_len rope_scaling
+torch_dtype model_dtype master_dtype matmul_dtype gradient_dtype attn_implementation lora freeze_modules lora_rank
+lora_alpha lora_dropout lora_target_modules lora_dtype use_rslora use_dora init_lora_weights modules_to_save
+adapter_path adapter_init_mode merge_adapter train_router qlora_bnb qlora_fp8 qlora_fp4 qlora_bnb_block_size
+qlora_bnb_double_quant qlora_block_size qlora_four_over_six skip_quant_first_layers skip_quant_last_layers recipe
+fp8_amax_history fp8_amax_compute_algo fp8_margin fp4_backend no_fp4_stochastic_rounding learning_rate optimizer
+lr_scheduler_type warmup_ratio warmup_steps cooldown_steps final_lr_fraction min_lr_ratio weight_decay max_grad_norm
+adamw_beta1 adamw_beta2 adamw_epsilon normuon_momentum normuon_beta2 normuon_cautious_wd per_device_train_batch_size
+gradient_accumulation_steps recompute lmhead_chunks long_context sequence_chunks attn_bwd_chunks auto_lr_reduction
+early_stop epoch_adjustment datasets validation_datasets validation_split_ratio sample_packing dataloader_num_workers
+max_bad_row_fraction truncation_strategy max_length use_chat_template template system response_prefix loss_scale
+padding_free padding_side gpus zero_level distributed.num_nodes distributed.gpus_per_node use_cuda_graphs
+torch_compile report_to wandb_project wandb_name wandb_group wandb_tags wandb_mode log_file log_gpu_util
+debug_time_breakdown debug_memory_breakdown cpu_training offload_optimizer persistent_quants use_zero_copy
+shard_weights memcpy_all_gather parallelism ep_size distillation.teacher train_vision aim_repo loss.ratio_type
+noise_scheduler.enabled max_async_level weight_sync transport_type weight_broadcast_type
+"""
+"""Every key of the contract that a configuration for sft may hold; one example of each family."""
+
+ACTIVE = {
+    "from_scratch: true": "pretrained model",
+    "freeze_modules: [lm_head]": "lora: true",
+    "master_dtype: float32": "lora_dtype",
+    "merge_adapter: true": "adapter/",
+    "qlora_bnb_block_size: 128": "model_dtype",
+    "qlora_four_over_six: false": "model_dtype",
+    "zero_level: 2": "zero_level: 1",
+    "distributed: {num_nodes: 2}": "gpus",
+    "distributed.gpus_per_node: 8": "gpus",
+    "use_cuda_graphs: true": "set it to false",
+    "torch_compile: true": "set it to false",
+    "normuon_momentum: 0.9": "optimizer: adamw",
+    "early_stop: true": "max_steps",
+    "log_file: run.log": "tee",
+    "log_gpu_util: 100": "0",
+    "padding_side: left": "Remove the key",
+    "long_context: true": "later release",
+    "offload_optimizer: true": "later release",
+    "distillation: {teacher: big}": "later release",
+    "loss: {type: grpo}": "surogate grpo",
+    "weight_sync: auto": "surogate grpo",
+}
+
+INACTIVE = [
+    "qlora_bnb: false",
+    "qlora_bnb_block_size: 64",
+    "qlora_four_over_six: true",
+    "recipe: bf16",
+    "lora: true",
+    "zero_level: 1",
+    "gpus: 1",
+    "distributed: {num_nodes: 1, gpus_per_node: 0}",
+    "distributed.num_nodes: 1",
+    "use_cuda_graphs: false",
+    "freeze_modules: []",
+    "merge_adapter: false",
+    "from_scratch: false",
+    "matmul_dtype: bfloat16",
+    "log_file: null",
+    "padding_side: right",
+    "sequence_chunks: 1",
+    "offload_optimizer: false",
+    "ep_size: 1",
+]
+
+
+def test_every_key_of_the_contract_is_honoured_or_rejected_by_name():
+    honoured = {*keys_of(SftConfig), *SYNONYMS}
+    assert [key for key in CONTRACT.split() if key not in honoured and not not_yet(key, "set")] == []
+
+
+def test_no_key_is_both_honoured_and_rejected():
+    assert not {*keys_of(SftConfig), *SYNONYMS} & {*NOT_YET, *ALIASES}
+
+
+def test_second_names_and_hints_lead_to_keys_that_exist():
+    known = {*keys_of(SftConfig), *NOT_YET}
+    assert set(SYNONYMS.values()) <= known
+    assert {target.split(":")[0] for target in ALIASES.values()} <= known
+
+
+@pytest.mark.parametrize(("line", "instead"), ACTIVE.items())
+def test_a_key_that_has_not_landed_is_rejected_with_what_to_use_instead(problems, line, instead):
+    key = line.split(":")[0]
+    first = problems(line + "\n")[0]
+    assert first.startswith(f"cfg.yaml:4: {key}")
+    assert "is refused: " in first
+    assert instead in first
+
+
+@pytest.mark.parametrize("line", INACTIVE)
+def test_the_value_that_asks_for_nothing_is_accepted(read, line):
+    assert read(line + "\n")
+
+
+def test_the_value_that_asks_for_nothing_is_accepted_on_the_command_line_too(read, problems):
+    assert read("", "--qlora_bnb", "false", "--zero_level", "1")
+    assert "qlora_bnb is refused" in problems("", "--qlora_bnb", "true")[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("lora: false", "Train an adapter"),
+        ("recipe: nvfp4", "Use recipe: bf16"),
+        ("recipe: mine.yaml", "Use recipe: bf16"),
+        ("optimizer: normuon", "Use optimizer: adamw"),
+    ],
+)
+def test_a_value_that_has_not_landed_is_rejected(problems, line, instead):
+    assert problems(line + "\n")[0].startswith(f"cfg.yaml:4: {line} is refused: ")
+    assert instead in problems(line + "\n")[0]
+
+
+@pytest.mark.parametrize("type_", ["text", "preference"])
+def test_a_dataset_type_of_another_verb_is_rejected(problems, type_):
+    found = problems(whole=f"model: m\ndatasets:\n  - path: rows.jsonl\n    type: {type_}\n")
+    assert found[0].startswith(f"cfg.yaml:4: datasets[0].type: {type_} is refused: ")
+
+
+def test_every_rejection_says_what_to_do():
+    rules = [*NOT_YET.values(), *NOT_YET_PATTERNS.values()]
+    sentences = {rule.sentence for rule in rules} | {
+        text for values in VALUES_NOT_YET.values() for text in values.values()
+    }
+    verbs = ("Remove", "Use", "Set", "Train", "Start", "Redirect", "already", "loads with")
+    assert [text for text in sentences if not any(verb in text for verb in verbs)] == []
+
+
+def test_true_is_not_mistaken_for_one():
+    assert not_yet("zero_level", True)
+    assert not_yet("skip_quant_first_layers", False)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from surogate.config.parts import DatasetSpec
+from surogate.data.formats import Conversation, detect_type, to_conversation
+from surogate.data.sources import SourceRow
+from surogate.errors import ConfigError, DataError
+
+USER = {"role": "user", "content": "hi"}
+ASSISTANT = {"role": "assistant", "content": "hello"}
+
+
+def convert(values: dict[str, Any], **spec: Any) -> Conversation:
+    return to_conversation(SourceRow(values, "rows.jsonl:7"), DatasetSpec(**{"type": "conversation", **spec}))
+
+
+def instruct(values: dict[str, Any], **spec: Any) -> list[dict[str, Any]]:
+    return convert(values, type="instruction", **spec).messages
+
+
+def test_an_instruction_with_input_is_one_question() -> None:
+    messages = instruct({"instruction": "Add.", "input": "1 and 2", "output": 3})
+    assert messages == [{"role": "user", "content": "Add.\n\n1 and 2"}, {"role": "assistant", "content": "3"}]
+
+
+def test_named_columns_are_used() -> None:
+    values = {"q": "hi", "a": "hello", "instruction": "no", "output": "no"}
+    assert instruct(values, instruction_field="q", output_field="a") == [USER, ASSISTANT]
+
+
+@pytest.mark.parametrize("answer", [None, ""])
+def test_a_row_without_an_answer_has_no_assistant_turn(answer: str | None) -> None:
+    assert instruct({"instruction": "hi", "output": answer}) == [USER]
+
+
+def test_the_system_prompt_comes_from_a_field_or_is_fixed() -> None:
+    values = {"instruction": "hi", "output": "hello", "persona": "Be kind."}
+    system = {"role": "system", "content": "Be kind."}
+    assert instruct(values, system_prompt_type="field", system_prompt_field="persona") == [system, USER, ASSISTANT]
+    assert instruct(values, system_prompt_type="fixed", system_prompt="Be kind.") == [system, USER, ASSISTANT]
+
+
+@pytest.mark.parametrize(("kind", "missing"), [("field", "system_prompt_field"), ("fixed", "system_prompt")])
+def test_a_system_prompt_type_without_its_value_is_refused(kind: Any, missing: str) -> None:
+    with pytest.raises(ConfigError, match=missing):
+        instruct({"instruction": "hi", "output": "hello"}, system_prompt_type=kind)
+
+
+def test_a_prompt_format_is_filled_literally() -> None:
+    # Rows may hold braces and even placeholders of their own; neither is code or a format.
+    values = {"instruction": "say {input} {x!r}", "input": "{instruction}", "output": "o"}
+    spec = {"prompt_format": "[{system}|{instruction}|{input}|{other}]", "system_prompt": "S"}
+    assert instruct(values, **spec)[0]["content"] == "[S|say {input} {x!r}|{instruction}|{other}]"
+    assert len(instruct(values, **spec)) == 2, "the system prompt is in the text already"
+
+
+def test_the_format_without_input_serves_rows_without_one() -> None:
+    spec = {"prompt_format": "{instruction} / {input}", "prompt_format_no_input": "{instruction} alone"}
+    assert instruct({"instruction": "a", "input": "b", "output": "o"}, **spec)[0]["content"] == "a / b"
+    assert instruct({"instruction": "a", "input": "", "output": "o"}, **spec)[0]["content"] == "a alone"
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"output_field": "anser"}, "output_field is 'anser', but the row has only the columns instruction, output"),
+        ({"instruction_field": "q"}, "instruction_field is 'q'"),
+        ({"input_field": "context"}, "input_field is 'context'"),
+        ({"type": "conversation"}, "messages_field is 'messages'"),
+        ({"type": "conversation", "messages_field": "output", "tools_field": "t"}, "'output' is text, but not JSON"),
+    ],
+)
+def test_an_unknown_column_is_refused_with_the_existing_ones_and_the_place(spec: dict, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence) as error:
+        convert({"instruction": "hi", "output": "hello"}, **{"type": "instruction", **spec})
+    assert str(error.value).startswith("rows.jsonl:7: ")
+
+
+def test_messages_keep_what_templates_read_and_lose_null_columns() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    messages = convert({"messages": [{**USER, "tool_calls": None}, call, {**ASSISTANT, "reasoning_content": "so"}]})
+    assert messages.messages == [
+        USER,
+        {"role": "assistant", "tool_calls": call["tool_calls"]},
+        {**ASSISTANT, "reasoning_content": "so"},
+    ]
+    assert messages.origin == "rows.jsonl:7"
+
+
+def test_sharegpt_rows_need_no_mapping() -> None:
+    rows = [{"from": "system", "value": "s"}, {"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    converted = convert({"conversations": rows}, messages_field="conversations")
+    assert converted.messages == [{"role": "system", "content": "s"}, USER, ASSISTANT]
+
+
+def test_other_property_names_are_mapped() -> None:
+    rows = [{"who": "human", "says": "hi"}, {"who": "bot", "says": "hello", "why": "polite"}]
+    mappings = {"role": "who", "content": "says", "reasoning_content": "why"}
+    converted = convert({"messages": rows}, message_property_mappings=mappings)
+    assert converted.messages == [USER, {**ASSISTANT, "reasoning_content": "polite"}]
+
+
+def test_system_and_tools_come_from_their_columns_and_json_text_is_parsed() -> None:
+    values = {"messages": json.dumps([USER, ASSISTANT]), "sys": "s", "functions": '[{"name": "f"}]'}
+    converted = convert(values, system_field="sys", tools_field="functions")
+    assert converted.messages == [{"role": "system", "content": "s"}, USER, ASSISTANT]
+    assert converted.tools == [{"name": "f"}]
+    assert convert({**values, "functions": None}, system_field="sys", tools_field="functions").tools is None
+
+
+def test_with_a_completion_column_only_the_completion_is_learned() -> None:
+    spec = {"messages_field": "prompt", "completion_field": "completion"}
+    prompt = [USER, ASSISTANT, USER]
+    expected = [USER, {**ASSISTANT, "train": False}, USER, ASSISTANT]
+    assert convert({"prompt": prompt, "completion": "hello"}, **spec).messages == expected
+    assert convert({"prompt": prompt, "completion": [ASSISTANT]}, **spec).messages == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ({"role": "wizard", "content": "x"}, "unknown role 'wizard'; allowed are system"),
+        ({"speaker": "user", "content": "x"}, "needs role and content; this one has speaker, content"),
+        ({"role": "user"}, "needs role and content"),
+        ("hello", "must have role and content, got 'hello'"),
+    ],
+)
+def test_a_message_that_cannot_be_understood_is_refused_with_its_place(message: Any, sentence: str) -> None:
+    with pytest.raises(DataError, match=f"rows.jsonl:7: .*{sentence}"):
+        convert({"messages": [message]})
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "fields"),
+    [
+        (["id", "messages"], "conversation", {"messages_field": "messages"}),
+        (["conversations"], "conversation", {"messages_field": "conversations"}),
+        (["instruction", "input", "output"], "instruction", {"output_field": "output"}),
+        (["question", "answer"], "instruction", {"instruction_field": "question", "output_field": "answer"}),
+        (["prompt", "chosen", "rejected"], "preference", {}),
+        (["text"], "text", {}),
+    ],
+)
+def test_auto_finds_the_type_from_the_columns(columns: list[str], kind: str, fields: dict[str, str]) -> None:
+    found = detect_type(columns, DatasetSpec())
+    assert found.type == kind
+    assert {name: getattr(found, name) for name in fields} == fields
+
+
+def test_auto_takes_the_columns_that_the_user_named_first() -> None:
+    found = detect_type(["messages", "chat"], DatasetSpec(messages_field="chat"))
+    assert found.messages_field == "chat"
+
+
+def test_auto_gives_up_with_the_columns_it_saw() -> None:
+    with pytest.raises(DataError, match="does not recognise the columns a, b"):
+        detect_type(["a", "b"], DatasetSpec())
+
+
+def test_a_type_that_is_set_is_kept() -> None:
+    spec = DatasetSpec(type="instruction")
+    assert detect_type(["messages"], spec) is spec
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [("text", "surogate pt"), ("preference", "instruction or conversation")])
+def test_types_of_other_verbs_are_refused(kind: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        convert({"text": "x"}, type=kind)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from surogate.config.parts import DatasetSpec
+from surogate.data.sources import SourceRow, open_rows
+from surogate.errors import DataError
+
+VALUES = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(3)]
+JSON_LINES = "".join(json.dumps(row) + "\n" for row in VALUES)
+
+
+def rows_of(path: Path, **spec: object) -> list[SourceRow]:
+    return list(open_rows(DatasetSpec(path=str(path), **spec)))
+
+
+def write_zstd(path: Path, content: bytes) -> None:
+    with pyarrow.output_stream(str(path), compression="zstd") as stream:
+        stream.write(content)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [("", None), (".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", write_zstd)],
+)
+def test_json_lines_are_read_compressed_or_not(tmp_path: Path, suffix: str, compress: Callable | None) -> None:
+    path = tmp_path / f"rows.jsonl{suffix}"
+    content = JSON_LINES.encode()
+    if compress is write_zstd:
+        write_zstd(path, content)
+    else:
+        path.write_bytes(compress(content) if compress else content)
+    rows = rows_of(path)
+    assert [row.values for row in rows] == VALUES
+    assert [row.origin for row in rows] == [f"{path}:{line}" for line in (1, 2, 3)]
+
+
+def write_arrow_file(path: Path, table: pyarrow.Table) -> None:
+    with pyarrow.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_arrow_stream(path: Path, table: pyarrow.Table) -> None:
+    with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.parquet", lambda path: parquet.write_table(pyarrow.Table.from_pylist(VALUES), path, row_group_size=2)),
+        ("file.arrow", lambda path: write_arrow_file(path, pyarrow.Table.from_pylist(VALUES))),
+        ("stream.arrow", lambda path: write_arrow_stream(path, pyarrow.Table.from_pylist(VALUES))),
+        ("rows.csv", lambda path: path.write_text("question,answer\n" + "".join(f"q{i},a{i}\n" for i in range(3)))),
+        ("array.json", lambda path: path.write_text("\ufeff" + json.dumps(VALUES, indent=1), encoding="utf-8")),
+        ("lines.json", lambda path: path.write_text(JSON_LINES)),
+    ],
+)
+def test_other_file_types_give_the_same_rows(tmp_path: Path, name: str, write: Callable[[Path], object]) -> None:
+    write(tmp_path / name)
+    rows = rows_of(tmp_path / name)
+    assert [row.values for row in rows] == VALUES
+    assert len({row.origin for row in rows}) == 3
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "speech.txt").write_text("first line\n\nsecond line\n")
+    assert [row.values for row in rows_of(tmp_path / "speech.txt")] == [{"text": "first line\n\nsecond line\n"}]
+
+
+def test_a_folder_is_its_data_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "b.jsonl").write_text('{"n": 2}\n')
+    (tmp_path / "a.jsonl").write_text('{"n": 1}\n')
+    (tmp_path / "inner" / "c.json").write_text('[{"n": 3}]')
+    (tmp_path / "README.md").write_text("not data")
+    assert [row.values["n"] for row in rows_of(tmp_path)] == [1, 2, 3]
+
+
+def test_samples_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(JSON_LINES + "broken\n")
+    assert [row.values for row in rows_of(tmp_path / "rows.jsonl", samples=2)] == VALUES[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("rows.jsonl", '{"a": 1}\n\n{"a": \n', r"rows\.jsonl:3: broken JSON line"),
+        ("rows.jsonl", '{"a": 1}\n[1, 2]\n', r"rows\.jsonl:2: a row must be a JSON object of columns, got list"),
+        ("rows.json", '[\n{"a": 1},\n{"a" 2}\n]', r"rows\.json:3: broken JSON"),
+        ("rows.json", '[{"a": 1}, 7]', r"rows\.json:row 2: a row must be a JSON object"),
+        ("rows.csv", "a,b\n1,2\n3\n", r"rows\.csv:3: the row has not the 2 fields"),
+        ("rows.parquet", "no parquet", "broken parquet file"),
+        ("rows.arrow", "no arrow", "broken arrow file"),
+        ("rows.jsonl.gz", "no gzip", "cannot be read"),
+        ("rows.jsonl", "", "the data set is empty"),
+        ("rows.pkl", "x", "unknown file type. Allowed are .jsonl"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_place(tmp_path: Path, name: str, content: str, sentence: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=sentence):
+        rows_of(tmp_path / name)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": "\xff\xfe"}\n')
+    with pytest.raises(DataError, match="not UTF-8"):
+        rows_of(tmp_path / "rows.jsonl")
+
+
+def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no data file"):
+        rows_of(tmp_path)

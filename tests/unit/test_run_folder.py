@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from surogate.errors import CheckpointError
+from surogate.run_folder import CheckpointStore, RunFolder, damage, replace_folder
+
+
+def save(store: CheckpointStore, step: int, content: bytes = b"weights") -> Path:
+    draft = store.draft(step)
+    draft.mkdir(parents=True)
+    (draft / "trainer.ckpt").write_bytes(content)
+    return store.commit(step, {"epochs": 0})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints")
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return sorted(path.name for path in store.path.iterdir())
+
+
+def test_a_draft_is_no_checkpoint_until_it_is_committed(store: CheckpointStore) -> None:
+    store.draft(3).mkdir(parents=True)
+    (store.draft(3) / "trainer.ckpt").write_bytes(b"weights")
+    assert store.latest_valid() is None
+    assert store.commit(3, {}) == store.latest_valid() == store.folder(3)
+    assert names(store) == ["latest", "step_3"]
+
+
+def test_steps_are_ordered_as_numbers_not_as_names(store: CheckpointStore) -> None:
+    for step in (9, 100, 20):
+        save(store, step)
+    assert store.steps() == [100, 20, 9]
+
+
+def test_a_store_that_does_not_exist_is_empty(store: CheckpointStore) -> None:
+    assert store.steps() == [] and store.latest_valid() is None
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda file: os.truncate(file, 3), "trainer.ckpt has 3 of 7 bytes"),
+        (lambda file: file.write_bytes(b"WEIGHTS"), "does not have the content"),
+        (lambda file: file.unlink(), "trainer.ckpt is missing"),
+        (lambda file: (file.parent / "manifest.json").write_text("{"), "manifest.json is missing or unreadable"),
+    ],
+)
+def test_damage_of_any_kind_is_seen_and_the_checkpoint_before_is_taken(
+    store: CheckpointStore, harm: object, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, newest = save(store, 1), save(store, 2)
+    assert damage(newest) is None
+    harm(newest / "trainer.ckpt")  # type: ignore[operator]
+    assert said in (damage(newest) or "")
+    assert store.latest_valid() == before
+    assert "step_2 is damaged" in caplog.text and said in caplog.text
+
+
+def test_rotation_keeps_the_newest_and_clears_drafts_and_damage_behind_them(store: CheckpointStore) -> None:
+    for step in range(1, 6):
+        save(store, step)
+    (store.folder(3) / "manifest.json").unlink()
+    store.draft(9).mkdir()
+    store.rotate(5, keep_last=3)
+    assert names(store) == ["latest", "step_2", "step_4", "step_5"]
+
+
+def test_rotation_never_removes_the_checkpoint_just_written(store: CheckpointStore) -> None:
+    for step in (1, 2, 5):
+        save(store, step)
+    store.rotate(2, keep_last=1)  # a run that went back behind step 5, whose content is damaged
+    assert names(store) == ["latest", "step_2", "step_5"]
+    store.rotate(5, keep_last=0)
+    assert names(store) == ["latest", "step_5"]
+
+
+def test_a_damaged_checkpoint_is_replaced_when_the_run_comes_past_it_again(store: CheckpointStore) -> None:
+    save(store, 1, b"old")
+    save(store, 1, b"new")
+    assert (store.folder(1) / "trainer.ckpt").read_bytes() == b"new"
+    assert damage(store.folder(1)) is None
+    assert names(store) == ["latest", "step_1"]
+
+
+def test_replacing_a_folder_leaves_no_file_of_the_old_one(tmp_path: Path) -> None:
+    for name in ("new", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of_{name}").touch()
+    replace_folder(tmp_path / "new", tmp_path / "target")
+    assert [path.name for path in tmp_path.rglob("*")] == ["target", "of_new"]
+
+
+def test_a_run_is_finished_at_any_goal_it_has_reached(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert not run.is_finished()
+    run.mark_finished(step=10, epochs=2)
+    assert run.is_finished() and run.is_finished(max_steps=10) and run.is_finished(max_steps=4)
+    assert run.is_finished(max_epochs=2) and run.is_finished(max_steps=-1, max_epochs=1)
+    assert not run.is_finished(max_steps=11)
+    assert not run.is_finished(max_epochs=3)
+    assert not run.is_finished(max_steps=11, max_epochs=-1)
+    assert run.is_finished(max_steps=11, max_epochs=2), "either limit ends a run"
+
+
+def test_another_run_in_the_same_folder_is_named_by_every_value_that_differs(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.check_same_run({"model": "a"})
+    run.record_run({"model": "a", "lora": {"rank": 8}, "datasets": [{"path": "x"}]})
+    run.check_same_run({"model": "a", "lora": {"rank": 8}, "datasets": [{"path": "x"}]})
+    run.check_same_run({})
+    with pytest.raises(CheckpointError) as caught:
+        run.check_same_run({"model": "a", "lora": {"rank": 16}, "datasets": [{"path": "x"}, {"path": "y"}]})
+    lines = str(caught.value).splitlines()
+    assert lines[1:-1] == ["  datasets.1.path: 'not set' there, 'y' here", "  lora.rank: 8 there, 16 here"]
+    assert "Choose another output_dir" in lines[-1]
+
+
+def test_tuples_and_lists_are_the_same_identity(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.record_run({"target_modules": ("q", "v")})
+    run.check_same_run({"target_modules": ("q", "v")})
