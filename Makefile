@@ -32,18 +32,19 @@ export PYTHONUNBUFFERED := 1
 # The quickstart and the tests use packaged models and data only; a hub look-up there is a mistake.
 quickstart test: export HF_HUB_OFFLINE := 1
 quickstart test: export HF_DATASETS_OFFLINE := 1
-# Multi-rank tests share the cores: threads that spin while they wait would starve the other rank.
+# Threads that spin while they wait starve whoever else needs the core: another rank, another program.
+export OMP_WAIT_POLICY ?= PASSIVE
 test: export OMP_NUM_THREADS ?= 2
-test: export OMP_WAIT_POLICY ?= PASSIVE
 test: export WANDB_MODE := offline
 
-.PHONY: help install quickstart test lint format lock gpu-bundle clean
+.PHONY: help install quickstart test lint format reference lock gpu-bundle clean
 
 help:
 	@echo "make quickstart   install, then fine-tune SmolLM2-135M on facts about countries (no GPU, no hub)"
 	@echo "make test         install with the test tools, then run the whole test suite"
 	@echo "make install      only make $(VENV); then: source $(BIN)/activate"
 	@echo "make lint         ruff and mypy;   make format: let ruff rewrite"
+	@echo "make reference    write docs/reference/config.md again from the schema"
 	@echo "make lock         resolve requirements/*.lock again from pyproject.toml"
 	@echo "make gpu-bundle   wheels for a GPU machine that has torch but no package index"
 	@echo "make clean        remove $(VENV), .cache, dist and the quickstart's output"
@@ -64,6 +65,9 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+reference: $(VENV)/.package
+	$(BIN)/python -m surogate.config.reference > docs/reference/config.md
 
 clean:
 	rm -rf $(VENV) .cache dist build output/quickstart *.egg-info
@@ -107,7 +111,7 @@ WITHOUT_CUDA = sed --in-place --regexp-extended '/^(nvidia|cuda)-/d'
 
 lock: | $(BIN)/python
 	$(PYTHON) -m venv $(CACHE)/uv
-	$(CACHE)/uv/bin/python -m pip --disable-pip-version-check install --quiet uv
+	$(CACHE)/uv/bin/python -m pip --disable-pip-version-check install --quiet --quiet uv
 	$(UV_COMPILE) --output-file requirements/core.lock
 	$(UV_COMPILE) --extra wandb --extra tensorboard --extra dev --output-file requirements/dev.lock
 	$(WITHOUT_CUDA) requirements/core.lock requirements/dev.lock
@@ -117,11 +121,11 @@ BUNDLE_MAX_MIB := 64
 
 gpu-bundle: $(VENV)/.core
 	rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)
-	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest $(BUNDLE) --only-binary :all: \
+	$(BIN)/python -m pip --disable-pip-version-check download --quiet --quiet --no-deps --dest $(BUNDLE) --only-binary :all: \
 		--python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 \
 		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \
 		--constraint requirements/core.lock --requirement requirements/gpu-bundle.txt
 	@size=$$(du --summarize --block-size=1M $(BUNDLE) | cut -f1); \
 	echo "$(BUNDLE): $$(ls $(BUNDLE) | wc -l) wheels, $$size MiB"; \
-	echo "On the GPU machine: python3 -m pip install --no-deps --no-index $(BUNDLE)/*.whl, then PYTHONPATH=. python3 -m surogate.cli.main sft CONFIG"; \
+	echo "On the GPU machine: python3 -m pip install --no-deps --no-index $(BUNDLE)/*.whl, then PYTHONPATH=. python3 -m surogate sft CONFIG"; \
 	[ $$size -lt $(BUNDLE_MAX_MIB) ] || { echo "over the limit of $(BUNDLE_MAX_MIB) MiB" >&2; exit 1; }

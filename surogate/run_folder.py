@@ -162,9 +162,9 @@ class RunFolder:
             return
         before, now = _leaves(recorded), _leaves(json.loads(json.dumps(identity)))
         differing = [
-            f"  {key}: {before.get(key, 'not set')!r} there, {now.get(key, 'not set')!r} here"
+            f"  {key}: {_shown(before, key)} there, {_shown(now, key)} here"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
+            if _shown(before, key) != _shown(now, key)
         ]
         if differing:
             lines = "\n".join(differing)
@@ -239,6 +239,10 @@ def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
         for key, child in items
         for path, leaf in _leaves(child, f"{prefix}.{key}" if prefix else str(key)).items()
     }
+
+
+def _shown(leaves: dict[str, Any], key: str) -> str:
+    return repr(leaves[key]) if key in leaves else "not set"
 
 
 def _sha256(path: Path) -> str:

@@ -3,10 +3,10 @@
 How a checkpoint becomes a whole folder on disk lives in run_folder.py; what a module or data module puts into it is its
 own `state_dict`.
 
-The one idea: **a resumed run takes the very steps that an uninterrupted one would have taken.** Two things here make it
-so. A checkpoint at the end of an epoch stores Lightning's loops as they stand *between* epochs, because the states in
-between make Lightning run an empty epoch or leave one out where the length of an epoch is not known beforehand. And a
-run that stops in the middle of an epoch is saved there, before Lightning counts the cut epoch as a complete one.
+The one idea: **every checkpoint is taken right after a step**, the last one too. From there Lightning restarts exactly,
+also at the end of an epoch, provided that the train loader keeps its own position (data/ledger.py). Once the loop has
+ended Lightning counts an epoch that max_steps cut short as a complete one, and a run whose goal is raised later would
+go on from a wrong place.
 """
 
 from __future__ import annotations
@@ -57,8 +57,6 @@ class StepCheckpoints(pl.Callback):
         self.resume = resume
         self.identity = identity or {}
         self._saved_step = 0
-        self._closes_epoch = False
-        self._bytes_needed = 0
 
     # ---- before the run
 
@@ -129,27 +127,13 @@ class StepCheckpoints(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._is_due(trainer) and not trainer.is_last_batch:
-            self._save(trainer, trainer.current_epoch)
-
-    @override
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._is_due(trainer) or trainer.current_epoch + 1 == trainer.max_epochs:
-            self._closes_epoch = True
-            self._save(trainer, trainer.current_epoch + 1)
-            self._closes_epoch = False
+        if self._is_due(trainer):
+            self._save(trainer, trainer.current_epoch + trainer.is_last_batch)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer, trainer.current_epoch)
-
-    @override
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._bytes_needed = sum(leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
-        if self._closes_epoch:
-            _close_epoch(checkpoint["loops"]["fit_loop"])
+        # Only for a run that something stopped after on_train_batch_end; all others have been saved there.
+        self._save(trainer, trainer.current_epoch - 1 + trainer.is_last_batch)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -164,7 +148,9 @@ class StepCheckpoints(pl.Callback):
     def _is_due(self, trainer: pl.Trainer) -> bool:
         step = trainer.global_step
         on_interval = self.every_n_steps > 0 and step % self.every_n_steps == 0
-        return on_interval or step == trainer.max_steps or trainer.should_stop
+        ends_run = step == trainer.max_steps or trainer.should_stop
+        ends_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        return on_interval or ends_run or ends_last_epoch
 
     def _save(self, trainer: pl.Trainer, epochs: int) -> None:
         """Write a checkpoint; called on every rank, and every rank learns whether it worked."""
@@ -203,7 +189,7 @@ class StepCheckpoints(pl.Callback):
         left = f"The newest checkpoint is that of step {kept[0]}" if kept else "There is no earlier checkpoint"
         return (
             f"The checkpoint of step {step} could not be written to {store.path}: {error.strerror or error}. "
-            f"It needs {_mib(self._bytes_needed)}; {_mib(free)} are free on that disk. {left}. "
+            f"{_mib(free)} are free on that disk. {left}. "
             "Make room, lower save_total_limit or choose another checkpoint_dir; the same command then continues."
         )
 
@@ -220,10 +206,13 @@ class TensorFileIO(TorchCheckpointIO):
         try:
             with open(path, "wb") as file:
                 torch.save(checkpoint, file)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch's writer reports a full disk as its own confusion
-                raise error.__context__ from None
-            raise
+        except (OSError, RuntimeError) as error:
+            # torch's writer reports a full disk as its own confusion, on top of what the system said.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            size = sum(leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
+            raise OSError(cause.errno, f"{cause.strerror}, where {_mib(size)} are needed") from error
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
@@ -252,15 +241,6 @@ def _locate(path: Path) -> Path:
     siblings = CheckpointStore(path.parent).steps()
     there = f" That folder has the steps {', '.join(map(str, sorted(siblings)))}." if siblings else ""
     raise CheckpointError(f"resume_from_checkpoint: there is no whole checkpoint at {path}.{there}")
-
-
-def _close_epoch(fit_loop: dict[str, Any]) -> None:
-    """Turn the state of Lightning's loops in on_train_epoch_end into the one after it (in place)."""
-    for count in fit_loop["epoch_progress"].values():
-        count["completed"] = count["processed"]
-    batches = fit_loop["epoch_loop.batch_progress"]
-    batches["is_last_batch"] = False
-    batches["current"] = dict.fromkeys(batches["current"], 0)
 
 
 def _mib(num_bytes: int) -> str:

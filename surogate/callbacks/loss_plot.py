@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning_utilities.core.imports import RequirementCache
 from typing_extensions import override
 
@@ -80,15 +82,12 @@ def _draw_curves(axes: Axes, records: list[Record], train: list[tuple[int, float
         axes.plot(steps, losses, color=color, linewidth=1.5, marker="o", markersize=5, label=label)
 
 
-def smooth(values: tuple[float, ...]) -> list[float]:
-    """Return an exponential mean over about a twentieth of the values, free of bias at its start."""
-    decay = 1 - 1 / max(len(values) / 20, 2)
-    total = weight = 0.0
-    smoothed = []
-    for value in values:
-        total = decay * total + value
-        weight = decay * weight + 1
-        smoothed.append(total / weight)
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """Return a mean over neighbours, about a twentieth of at least ten values wide, centred so that it does not lag."""
+    width = max(len(values) / 40, 1.0)
+    reach = int(3 * width)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    smoothed: np.ndarray = np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
     return smoothed
 
 

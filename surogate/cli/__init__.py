@@ -1,0 +1,1 @@
+"""The `surogate` command: one file a verb, imported by nobody else."""

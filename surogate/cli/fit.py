@@ -102,6 +102,8 @@ class SurogateCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.get("data.init_args.tokenizer") == "":
             config["data.init_args.tokenizer"] = config.get("model.init_args.model.source") or ""
+        if self.subcommand == "validate":  # which prints, and adds nothing to the run that it measures
+            config["trainer.logger"] = False
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -197,5 +199,6 @@ def _quieten() -> None:
     """Keep Lightning's advertisements and its advice on things that are settled here off the screen."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what lightning 2.6 calls in it
     for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*`_DDPSinkBackward`.*"):
         warnings.filterwarnings("ignore", message)

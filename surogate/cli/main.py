@@ -54,7 +54,8 @@ def _dispatch(arguments: list[str]) -> int:
         close = nearest(verb, [*pages.VERBS, *pages.NOT_YET_VERBS])
         hint = f"Did you mean {close}?" if close else "`surogate --help` lists all verbs."
         raise ConfigError(f"{verb!r} is not a verb. {hint}")
-    page = pages.page(verb) if rest in (["--help"], ["-h"]) else None
+    wants_page = {"--help", "-h"} & set(rest) and "full" not in rest
+    page = pages.page(verb) if wants_page else None
     if page:
         print(page, end="")
         return 0
@@ -66,10 +67,18 @@ def _configure_logging() -> None:
     """Print what Surogate says to stderr, from the first rank only."""
     logger = logging.getLogger("surogate")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _StderrHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if _rank() == "0" else logging.ERROR)
+
+
+class _StderrHandler(logging.StreamHandler):
+    """Writes to what sys.stderr is at the moment, so that progress bars and tests can redirect it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def _rank() -> str:

@@ -37,11 +37,11 @@ example:
 
 def main(argv: list[str]) -> int:
     """Run the quickstart."""
+    arguments = _parser().parse_args(argv)
     from rich.console import Console
 
-    from surogate.quickstart import report
+    from surogate.quickstart import report  # imports numpy
 
-    arguments = _parser().parse_args(argv)
     console = Console(highlight=False)
     run = RunFolder(arguments.output_dir)
     config = _find_config()

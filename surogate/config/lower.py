@@ -111,6 +111,7 @@ def _data(c: SftConfig) -> Nested:
         "validation_split_ratio": c.validation_split_ratio,
         "batch": batch,
         "chat": chat,
+        "trust_remote_code": c.trust_remote_code,
     }
     return {"class_path": "surogate.data.datamodule.ChatDataModule", "init_args": init_args}
 

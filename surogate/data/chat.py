@@ -81,8 +81,9 @@ class ChatRenderer:
             )
         self._tokenizer = tokenizer
         self._spec = spec
-        self._template = _read_template(spec.template) if spec.template else None
-        if spec.use_chat_template and not (self._template or tokenizer.chat_template):
+        self.template = _read_template(spec.template) if spec.template else None
+        """Jinja text of the configuration, where it overrides the tokenizer's own."""
+        if spec.use_chat_template and not (self.template or tokenizer.chat_template):
             raise DataError(
                 f"the tokenizer of '{tokenizer.name_or_path}' has no chat template; set template: to Jinja text or to "
                 "the path of a .jinja file, or use_chat_template: false to concatenate the messages as they are"
@@ -163,7 +164,7 @@ class ChatRenderer:
             rendered = self._tokenizer.apply_chat_template(
                 messages,
                 tools=tools or None,
-                chat_template=self._template,
+                chat_template=self.template,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
             )

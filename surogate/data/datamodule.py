@@ -84,6 +84,7 @@ class ChatDataModule(pl.LightningDataModule):
             validation_datasets; 0 for no validation.
         batch: how rows become steps.
         chat: how conversations become tokens.
+        trust_remote_code: run code that comes with the tokenizer's hub repository.
     """
 
     def __init__(
@@ -94,10 +95,12 @@ class ChatDataModule(pl.LightningDataModule):
         validation_split_ratio: float = 0.1,
         batch: BatchSpec = BatchSpec(),  # noqa: B008
         chat: ChatSpec = ChatSpec(),  # noqa: B008
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         _check(tokenizer, datasets, validation_split_ratio, batch)
         self._tokenizer_source = tokenizer
+        self._trust_remote_code = trust_remote_code
         self._datasets = datasets
         self._validation_datasets = validation_datasets
         self._validation_split_ratio = 0.0 if validation_datasets else validation_split_ratio
@@ -132,8 +135,10 @@ class ChatDataModule(pl.LightningDataModule):
             return
         from surogate.data.chat import ChatRenderer
 
-        self._tokenizer = load_tokenizer(self._tokenizer_source)
+        self._tokenizer = load_tokenizer(self._tokenizer_source, self._trust_remote_code)
         renderer = ChatRenderer(self._tokenizer, self._chat)
+        if renderer.template is not None:  # the one that is saved beside the adapter must be the one trained on
+            self._tokenizer.chat_template = renderer.template
 
         def encode(conversation: Conversation) -> list[TokenRow]:
             return renderer.encode(conversation.messages, conversation.tools)

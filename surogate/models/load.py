@@ -16,7 +16,7 @@ from surogate.config.parts import ModelSpec
 from surogate.errors import ModelError
 from surogate.models.dtypes import weights_dtype
 from surogate.models.source import ModelSource
-from surogate.models.weights import GgufTensorReader, SafetensorsReader, TensorReader, defer_
+from surogate.models.weights import GgufTensorReader, SafetensorsReader, TensorReader, defer_, materialize_
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,11 @@ def load_model(spec: ModelSpec, device: torch.device = CPU, *, defer: bool = Fal
     if spec.from_scratch:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn)
     source = ModelSource.of(spec.source)
-    if defer:
+    if defer or source.gguf_file:  # reading a GGUF file tensor by tensor is the quicker and the quieter way, too
         model = _load_deferred(source, config, dtype, attn)
         if model is not None:
+            if not defer:
+                materialize_(model, CPU)
             return model
     return _load_at_once(source, config, dtype, attn, spec.trust_remote_code)
 

@@ -60,7 +60,6 @@ def inject(model: nn.Module, spec: LoraSpec, base_location: str) -> nn.Module:
         use_dora=spec.use_dora,
         init_lora_weights=spec.init_lora_weights,
         modules_to_save=_checked_modules_to_save(model, spec.modules_to_save) or None,
-        base_model_name_or_path=base_location,
     )
     adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
     adapted.peft_config["default"].base_model_name_or_path = base_location
@@ -155,6 +154,12 @@ def _stack(model: nn.Module, spec: LoraSpec) -> nn.Module:
     assert spec.adapter_path is not None
     trainable = spec.adapter_init_mode == "trainable"
     adapted = load_adapter(model, spec.adapter_path, trainable=trainable)
+    if not trainable:
+        logger.warning(
+            "adapter_path: %s is merged into the base, so the new adapter only fits that merged base. "
+            "`surogate chat RUN` knows; other programs must merge the first adapter too.",
+            spec.adapter_path,
+        )
     return adapted if trainable else adapted.merge_and_unload()
 
 

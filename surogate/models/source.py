@@ -39,7 +39,7 @@ class ModelSource:
         """
         if not location:
             raise ModelError("No model is set. Set `model` to a hub id, a folder, a .gguf file or pkg://package/file.")
-        resolved = resolve(location)
+        resolved = resolve(location, ModelError)
         if isinstance(resolved, str):
             return cls(location, resolved)
         if resolved.is_dir():

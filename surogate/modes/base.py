@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -95,7 +96,7 @@ class CausalLMModule(pl.LightningModule):
 
     @override
     def on_validation_start(self) -> None:
-        if not self.trainer.fitting:
+        if self.trainer.state.fn != TrainerFn.FITTING:
             self._check_model()
         names = self._validation_names()
         if len(self.validation_metrics) != len(names):

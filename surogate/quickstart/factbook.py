@@ -119,4 +119,4 @@ def _text(profile: dict[str, Any], *keys: str | None) -> str:
 
 def _short(text: str) -> str:
     """The first of several answers, without remarks."""
-    return re.split(r"[;(,]| note| or ", text)[0].strip()
+    return re.split(r"[;(,/]| note| or ", text)[0].strip()

@@ -7,7 +7,9 @@ failures as often as the score does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import shorten
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,20 +19,23 @@ from surogate.quickstart.score import Gain, gain, is_right
 from surogate.run_folder import RunFolder
 
 EXAMPLES_PER_TOPIC = 4
-MARKS = {True: "[green]right[/green]", False: "[red]wrong[/red]"}
+MAX_REPLY_LEN = 60
+"""Characters of a reply that an example shows."""
+MARKS = {True: "[green]✓[/green]", False: "[red]✗[/red]"}
 
 
 def show_examples(console: Console, questions: Sequence[Question], before: Sequence[str], after: Sequence[str]) -> None:
     """Print some held-out questions with both replies."""
-    table = Table(title=f'{EXAMPLES_PER_TOPIC} examples a topic, such as "{questions[0].instruction}"')
-    for column in ("country", "topic", "expected", "before", "after", ""):
-        table.add_column(column, no_wrap=True, min_width=6, max_width=28)
-    for indices in _by_topic(questions).values():
+    for topic, indices in _by_topic(questions).items():
+        table = Table("country", "expected", "before", "after", title=f"Examples: {topic}", box=SIMPLE, expand=True)
         for i in indices[:: max(len(indices) // EXAMPLES_PER_TOPIC, 1)][:EXAMPLES_PER_TOPIC]:
-            mark = MARKS[is_right(after[i], questions[i].output)]
-            cells = (questions[i].country, questions[i].topic, questions[i].output, before[i], after[i])
-            table.add_row(*(escape(" ".join(cell.split())) for cell in cells), mark)
-    console.print(table)
+            expected = questions[i].output
+            replies = [
+                f"{MARKS[is_right(reply, expected)]} {escape(shorten(reply, MAX_REPLY_LEN, placeholder=' …'))}"
+                for reply in (before[i], after[i])
+            ]
+            table.add_row(escape(questions[i].country), expected, *replies)
+        console.print(table)
 
 
 def score(questions: Sequence[Question], before: Sequence[str], after: Sequence[str]) -> dict[str, Gain]:
@@ -49,12 +54,12 @@ def show_score(console: Console, gains: dict[str, Gain], questions: Sequence[Que
     """Print the shares of right answers, and how sure their gain is."""
     num_countries = len({question.country for question in questions})
     title = f"Right answers to {len(questions)} questions about {num_countries} held-out countries"
-    table = Table("topic", "before", "after", "gain, 95 % interval", title=title)
+    table = Table("topic", "before", "after", "gain, 95 % interval", title=title, box=SIMPLE)
     for topic, result in gains.items():
         interval = (
             f"{100 * (result.after - result.before):+.0f} points ({100 * result.low:+.0f} to {100 * result.high:+.0f})"
         )
-        table.add_row(topic, f"{result.before:.0%}", f"{result.after:.0%}", interval, end_section=topic != "all")
+        table.add_row(topic, f"{result.before:.0%}", f"{result.after:.0%}", interval)
     console.print(table)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from surogate.config.read import read_config
+from surogate.config.reference import reference
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -39,6 +40,11 @@ def anchors(document: Path) -> set[str]:
 @pytest.mark.parametrize("path", PROMISED)
 def test_a_promised_page_exists(path: str):
     assert (REPOSITORY / path).is_file()
+
+
+def test_the_config_reference_is_what_the_schema_says():
+    page = (REPOSITORY / "docs/reference/config.md").read_text()
+    assert page == reference(), "run `make reference`"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -78,7 +84,7 @@ def test_no_tracked_file_names_a_path_of_one_machine(tracked_files: list[Path]):
     for path in tracked_files:
         if path.suffix in {".lock", ".png", ".gguf", ".safetensors", ".parquet", ".gz"}:
             continue
-        for number, line in enumerate((REPOSITORY / path).read_text().splitlines(), start=1):
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
             if MACHINE_PATH.search(line):
-                found.append(f"{path}:{number}: {line.strip()[:80]}")
+                found.append(f"{name_of(path)}:{number}: {line.strip()[:80]}")
     assert not found

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from surogate.batches import StepBatch
 from surogate.callbacks import MetricsWriter, StepCheckpoints
-from surogate.callbacks.checkpoints import TensorFileIO
 from surogate.errors import CheckpointError
 
 EPOCH_LENGTHS = (3, 2, 4, 3, 3)
@@ -115,13 +114,13 @@ def run(
     goal = {key: options.pop(key) for key in ("max_steps", "max_epochs", "val_check_interval") if key in options}
     if goal.get("max_steps", -1) > 0:
         goal.setdefault("max_epochs", -1)
+    machine = {key: options.pop(key) for key in ("devices", "strategy") if key in options}
     if "val_check_interval" in goal:
         goal["check_val_every_n_epoch"] = None
     pl.seed_everything(seed, verbose=False)
     checkpoints = StepCheckpoints(str(folder), **options)
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -130,7 +129,7 @@ def run(
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if validates else 0,
         callbacks=[MetricsWriter(str(folder)), checkpoints],
-        **goal,
+        **{"devices": 1, **machine, **goal},
     )
     module = module or TinyModule()
     trainer.fit(module, datamodule=TinyData(), ckpt_path=checkpoints.resume_path(), weights_only=True)
@@ -170,7 +169,7 @@ def test_a_run_continued_from_any_step_takes_the_same_steps_bit_for_bit(
     tmp_path: Path, goal: dict[str, int], validation: dict[str, Any]
 ) -> None:
     whole = run(tmp_path / "whole", every_n_steps=1, keep_last=99, **goal, **validation)
-    for step in range(1, 11):
+    for step in range(1, len(whole.rows)):
         folder = tmp_path / f"continued_{step}"
         start = tmp_path / "whole" / "checkpoints" / f"step_{step}"
         continued = run(folder, resume=str(start), **goal, **validation)
@@ -211,6 +210,14 @@ def test_a_run_is_finished_for_its_goal_and_for_lower_ones_only(tmp_path: Path) 
 def test_a_run_stopped_in_the_middle_of_an_epoch_has_not_finished_that_epoch(tmp_path: Path) -> None:
     run(tmp_path, max_steps=4)
     assert not StepCheckpoints(str(tmp_path)).finished(max_epochs=2)
+
+
+def test_a_run_killed_after_its_last_step_is_finished_by_the_next_start(tmp_path: Path) -> None:
+    for goal in ({"max_epochs": 2}, {"max_steps": 6}):
+        run(tmp_path, every_n_steps=2, **goal)
+        (tmp_path / "finished.json").unlink()
+        assert run(tmp_path, every_n_steps=2, **goal).rows == []
+        assert StepCheckpoints(str(tmp_path)).finished(**goal)
 
 
 def test_a_crashed_run_is_not_finished_and_its_metrics_have_no_step_twice(tmp_path: Path) -> None:
@@ -280,23 +287,25 @@ def test_a_truncated_checkpoint_that_was_named_is_refused(tmp_path: Path) -> Non
             StepCheckpoints(str(tmp_path), resume=str(named)).resume_path()
 
 
-class FullDisk(TensorFileIO):
-    """A disk that is full from a given step on."""
+_save = torch.save
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        if checkpoint["global_step"] >= 4:
-            Path(path).parent.mkdir(parents=True)
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        super().save_checkpoint(checkpoint, path)
+
+def save_until_the_disk_is_full(checkpoint: dict[str, Any], file: Any) -> None:
+    """Stand-in for torch.save on a disk that is full from step 4 on."""
+    if checkpoint["global_step"] >= 4:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    _save(checkpoint, file)
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_what_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("surogate.callbacks.checkpoints.TensorFileIO", FullDisk)
-        with pytest.raises(CheckpointError, match=r"step 4 could .*No space left.*needs .* MiB; .* free.*step 2"):
+        patch.setattr(torch, "save", save_until_the_disk_is_full)
+        with pytest.raises(
+            CheckpointError, match=r"step 4 could .*No space left.*MiB are needed.*MiB are free.*step 2"
+        ):
             run(tmp_path, every_n_steps=2, max_steps=6)
     assert steps_in(tmp_path) == ["latest", "step_2"]
     assert run(tmp_path, every_n_steps=2, max_steps=6).rows[0] == (0, 2)
@@ -409,3 +418,19 @@ def test_checkpoints_can_lie_on_another_disk_than_the_run(tmp_path: Path) -> Non
     run(tmp_path / "run", checkpoint_dir=str(tmp_path / "disk"), max_steps=2)
     assert steps_in(tmp_path / "disk") == ["latest", "step_2"]
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_on_two_ranks_a_full_disk_ends_both_and_the_run_goes_on_from_the_checkpoint_before(tmp_path: Path) -> None:
+    script = tmp_path / "two_ranks.py"  # a file, because Lightning starts the second rank with the same command line
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_checkpoints import *
+torch.save = save_until_the_disk_is_full
+run(Path({str(tmp_path / "run")!r}), every_n_steps=2, max_steps=6, devices=2, strategy="ddp")
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("CheckpointError: The checkpoint of step 4 could not be written") == 2
+    assert steps_in(tmp_path / "run") == ["latest", "step_2"]
+    assert run(tmp_path / "run", every_n_steps=2, max_steps=6).rows[0] == (0, 2)

@@ -118,7 +118,7 @@ def test_another_run_in_the_same_folder_is_named_by_every_value_that_differs(tmp
     with pytest.raises(CheckpointError) as caught:
         run.check_same_run({"model": "a", "lora": {"rank": 16}, "datasets": [{"path": "x"}, {"path": "y"}]})
     lines = str(caught.value).splitlines()
-    assert lines[1:-1] == ["  datasets.1.path: 'not set' there, 'y' here", "  lora.rank: 8 there, 16 here"]
+    assert lines[1:-1] == ["  datasets.1.path: not set there, 'y' here", "  lora.rank: 8 there, 16 here"]
     assert "Choose another output_dir" in lines[-1]
 
 

@@ -19,7 +19,9 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["sft", "--help"], ["fit", "--help"], ["validate", "-h"], ["pt"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["sft", "--help"], ["fit", "--help"], ["validate", "-h"], ["sft", "cfg.yaml", "--help"]]
+)
 def test_help_loads_nothing_heavy(argv):
     result = subprocess.run([sys.executable, "-c", PROBE, *argv], capture_output=True, text=True, check=False)
     assert result.returncode in (0, 2), result.stderr

@@ -25,7 +25,7 @@ class Spec:
 
 
 class Model:
-    def __init__(self, lora: Inner = Inner(), other: Any = None) -> None: ...  # noqa: B008
+    def __init__(self, lora: Inner = Inner(), other: Any = None) -> None: ...
 
 
 class Data:

@@ -121,3 +121,8 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no data file"):
         rows_of(tmp_path)
+
+
+def test_a_hub_data_set_that_cannot_be_loaded_is_refused_with_what_was_asked_for() -> None:
+    with pytest.raises(DataError, match=r"'nobody/nothing' is no local path.*split 'train'"):
+        open_rows(DatasetSpec(path="nobody/nothing"))

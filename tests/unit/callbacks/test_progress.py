@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from surogate.callbacks.progress import ProgressLine, describe_validation, duration, total_steps
+from surogate.callbacks.window import StepSummary
+
+
+def summary(**changes: float) -> StepSummary:
+    values: dict[str, Any] = {
+        "loss": 2.3451,
+        "accuracy": 0.5,
+        "grad_norm": 0.523,
+        "learning_rate": 1.9e-4,
+        "packing_efficiency": 0.9,
+        "tokens_per_second": 1234.4,
+        "supervised_tokens_per_second": 300.0,
+        "num_steps": 1,
+        "seconds": 1.55,
+    }
+    return StepSummary(**{**values, **changes})
+
+
+def trainer(**changes: Any) -> Any:
+    values = {
+        "is_global_zero": True,
+        "global_step": 10,
+        "max_steps": 50,
+        "max_epochs": -1,
+        "datamodule": None,
+        "sanity_checking": False,
+        "callback_metrics": {},
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+def test_without_a_terminal_a_window_is_one_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressLine()
+    progress.on_train_start(trainer(), None)  # type: ignore[arg-type]
+    progress.on_window(trainer(), summary())
+    assert capsys.readouterr().err == ("step 10/50  loss 2.345  lr 1.9e-04  grad 0.52  1,234 tok/s  eta 1m02s\n")
+
+
+def test_where_nobody_knows_the_end_no_time_left_is_invented(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressLine()
+    endless = trainer(max_steps=-1)
+    progress.on_train_start(endless, None)  # type: ignore[arg-type]
+    progress.on_window(endless, summary())
+    line = capsys.readouterr().err
+    assert line.startswith("step 10  loss") and "eta" not in line
+
+
+def test_only_the_first_rank_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressLine()
+    other = trainer(is_global_zero=False, callback_metrics={"val/loss": 1.0})
+    progress.on_train_start(other, None)  # type: ignore[arg-type]
+    progress.on_train_batch_start(other, None, None, 0)  # type: ignore[arg-type]
+    progress.on_train_batch_end(other, None, None, None, 0)  # type: ignore[arg-type]
+    progress.on_validation_end(other, None)  # type: ignore[arg-type]
+    progress.on_train_end(other, None)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_that_stays_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "140")
+    progress = ProgressLine()
+    progress.on_train_start(trainer(), None)  # type: ignore[arg-type]
+    progress.on_window(trainer(), summary())
+    progress.on_validation_end(trainer(callback_metrics={"val/loss": 1.0}), None)  # type: ignore[arg-type]
+    progress.on_exception(trainer(), None, KeyboardInterrupt())  # type: ignore[arg-type]
+    shown = terminal.getvalue()
+    assert "10/50" in shown and "loss 2.345" in shown and "eta 1m02s" in shown
+    assert "val loss 1.000 ppl 2.72" in shown
+    assert shown.rstrip().endswith("\x1b[?25h"), "the cursor is given back"
+
+
+def test_the_total_is_max_steps_or_what_the_data_module_counts() -> None:
+    data = SimpleNamespace(num_steps=lambda epochs: 7 * epochs)
+    assert total_steps(trainer(max_steps=5, datamodule=data)) == 5
+    assert total_steps(trainer(max_steps=-1, max_epochs=3, datamodule=data)) == 21
+    assert total_steps(trainer(max_steps=-1, max_epochs=-1, datamodule=data)) is None
+    assert total_steps(trainer(max_steps=-1, max_epochs=3)) is None
+
+
+def test_each_validation_dataset_has_a_line_of_its_own() -> None:
+    metrics = {"val/loss": 1.1, "val/b/c/loss": 1.2, "val/b/c/accuracy": 0.456, "val/a/loss": 1.0}
+    assert describe_validation(metrics) == ["val a loss 1.000 ppl 2.72", "val b/c loss 1.200 ppl 3.32 acc 45.6 %"]
+    assert describe_validation({"val/loss": 1.0}) == ["val loss 1.000 ppl 2.72"]
+    assert describe_validation({}) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (12, "12s"), (59.7, "1m00s"), (62, "1m02s"), (3599, "59m59s"), (11_100, "3h05m")]
+)
+def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
