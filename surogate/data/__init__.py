@@ -1,0 +1,1 @@
+"""Data to loss: rows from any source, rendered, tokenised, packed, and dealt out as optimizer steps."""

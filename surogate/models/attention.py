@@ -93,10 +93,12 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, cu: Tensor, max_len: int,
     from torch.nn.attention.varlen import varlen_attn
 
     rows, heads, length, size = query.shape
-    flat = [x.transpose(1, 2).reshape(rows * length, -1, x.shape[-1]) for x in (query, key, value)]
+    q, k, v = (x.transpose(1, 2).reshape(rows * length, -1, x.shape[-1]) for x in (query, key, value))
     left = -1 if shape.window is None else shape.window - 1  # flash attention does not count the token itself
     grouped = heads != key.shape[1]
-    out_NHD = varlen_attn(*flat, cu, cu, max_len, max_len, scale=shape.scale, window_size=(left, 0), enable_gqa=grouped)
+    out_NHD: Any = varlen_attn(
+        q, k, v, cu, cu, max_len, max_len, scale=shape.scale, window_size=(left, 0), enable_gqa=grouped
+    )
     return out_NHD.view(rows, length, heads, size)
 
 

@@ -53,12 +53,12 @@ def inject(model: nn.Module, spec: LoraSpec, base_location: str) -> nn.Module:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.rank,
-        lora_alpha=spec.alpha,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type]  # a float works
         lora_dropout=spec.dropout,
         target_modules=targets,
         use_rslora=spec.use_rslora,
         use_dora=spec.use_dora,
-        init_lora_weights=spec.init_lora_weights,
+        init_lora_weights=spec.init_lora_weights,  # type: ignore[arg-type]
         modules_to_save=_checked_modules_to_save(model, spec.modules_to_save) or None,
     )
     adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -68,7 +68,7 @@ def inject(model: nn.Module, spec: LoraSpec, base_location: str) -> nn.Module:
     return _cast_adapter_(adapted, spec)
 
 
-def target_names(model: nn.Module, asked: list[str]) -> list[str]:
+def target_names(model: Any, asked: list[str]) -> list[str]:
     """Resolve `lora_target_modules` to layer names.
 
     `all` means every linear layer but the LM head. Short names (`q_proj`) are given where they are unambiguous, since
@@ -108,6 +108,7 @@ def _reset_adapter_(model: nn.Module, spec: LoraSpec) -> None:
     for module in model.modules():
         if not isinstance(module, LoraLayer):
             continue
+        projections: Any
         for projections in (module.lora_A, module.lora_B, module.lora_embedding_A, module.lora_embedding_B):
             for name, layer in list(projections.items()):
                 if isinstance(layer, nn.Module):

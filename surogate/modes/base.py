@@ -119,6 +119,15 @@ class CausalLMModule(pl.LightningModule):
                 f"{error:.1e}), so the loss would be wrong."
             )
 
+    @override
+    def on_train_start(self) -> None:
+        """Let the present schedule decide the next rate: a checkpoint brings that of the run it was saved in."""
+        schedule: Any = self.lr_schedulers()
+        schedule.base_lrs = [self.optim_spec.learning_rate] * len(schedule.base_lrs)
+        factor = learning_rate_factor(self.optim_spec, schedule.last_epoch, self._total_steps())
+        for group in schedule.optimizer.param_groups:
+            group["lr"] = self.optim_spec.learning_rate * factor
+
     # ---- the step
 
     def micro_loss(self, micro_batch: MicroBatch) -> MicroSums:
@@ -149,7 +158,7 @@ class CausalLMModule(pl.LightningModule):
         grad_norm = self._clip_gradients()
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
-        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
         loss_sum, num_correct = self._sum_over_ranks(torch.stack([loss_sum, num_correct]))
         self.step_metrics = {
             "loss": loss_sum / counts[0].clamp_min(1),
@@ -167,7 +176,7 @@ class CausalLMModule(pl.LightningModule):
     def _clip_gradients(self) -> Tensor:
         """Clip to max_grad_norm and return the norm before it, without waiting for the device."""
         with_grad = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in with_grad])
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in with_grad if parameter.grad is not None])
         if self.optim_spec.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(with_grad, self.optim_spec.max_grad_norm, norm)
         return norm

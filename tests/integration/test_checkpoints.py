@@ -343,6 +343,7 @@ def kill_again_and_again(folder: Path, num_kills: int) -> None:
         print("step", newest.name.removeprefix("step_") if newest else 0, steps_in(folder), flush=True)
 
 
+@pytest.mark.slow
 def test_a_run_killed_around_saves_never_loses_a_whole_checkpoint_and_stays_exact(tmp_path: Path) -> None:
     output = in_a_new_process(f"kill_again_and_again(Path({str(tmp_path)!r}), 12)").stdout
     survived = [int(line.split()[1]) for line in output.splitlines() if line.startswith("step ")]
@@ -420,6 +421,7 @@ def test_checkpoints_can_lie_on_another_disk_than_the_run(tmp_path: Path) -> Non
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_on_two_ranks_a_full_disk_ends_both_and_the_run_goes_on_from_the_checkpoint_before(tmp_path: Path) -> None:
     script = tmp_path / "two_ranks.py"  # a file, because Lightning starts the second rank with the same command line
     script.write_text(f"""

@@ -80,6 +80,7 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        limit_val_batches=0,
         callbacks=[recorder],
         plugins=[RecipePrecision()],
         **trainer_args,

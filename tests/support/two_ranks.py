@@ -38,6 +38,7 @@ def main(model_folder: str, out: str) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        limit_val_batches=0,
         use_distributed_sampler=False,
         callbacks=[recorder],
         plugins=[RecipePrecision()],
