@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -93,12 +94,14 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, cu: Tensor, max_len: int,
     from torch.nn.attention.varlen import varlen_attn
 
     rows, heads, length, size = query.shape
+    grouping: dict[str, Any] = {}
+    if heads != key.shape[1] and "enable_gqa" in signature(varlen_attn).parameters:
+        grouping = {"enable_gqa": True}
+    elif heads != key.shape[1]:  # torch 2.11 wants as many key heads as query heads
+        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     q, k, v = (x.transpose(1, 2).reshape(rows * length, -1, x.shape[-1]) for x in (query, key, value))
     left = -1 if shape.window is None else shape.window - 1  # flash attention does not count the token itself
-    grouped = heads != key.shape[1]
-    out_NHD: Any = varlen_attn(
-        q, k, v, cu, cu, max_len, max_len, scale=shape.scale, window_size=(left, 0), enable_gqa=grouped
-    )
+    out_NHD: Any = varlen_attn(q, k, v, cu, cu, max_len, max_len, scale=shape.scale, window_size=(left, 0), **grouping)
     return out_NHD.view(rows, length, heads, size)
 
 

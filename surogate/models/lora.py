@@ -141,6 +141,24 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
         raise ModelError(f"adapter: {folder} does not fit this model: {str(error).splitlines()[0]}") from error
 
 
+def check_tokenizer(folder: str | Path, tokenizer: Any) -> None:
+    """Refuse an adapter that was trained with another tokenizer, where its folder holds the one it was trained with.
+
+    Raises:
+        ModelError: the vocabularies differ.
+    """
+    from transformers import AutoTokenizer
+
+    if not (Path(folder) / "tokenizer.json").exists():
+        return
+    theirs = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"adapter_path: {folder} was trained with another tokenizer ({len(theirs)} tokens) than this model's "
+            f"({len(tokenizer)}), so its token ids mean other words here."
+        )
+
+
 def vllm_limits(spec: LoraSpec) -> list[str]:
     """Name what vLLM cannot serve of this adapter, in sentences."""
     limits = []

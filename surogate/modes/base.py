@@ -10,6 +10,7 @@ What is not here: losses (losses/), data (data/), writing (callbacks/).
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,6 +34,8 @@ from surogate.models.source import ModelSource
 from surogate.modes.optimizers import build_optimizer
 from surogate.modes.schedules import learning_rate_factor
 from surogate.modes.validation import TokenMetrics
+
+_say = rank_zero_only(logging.getLogger(__name__).warning)
 
 HEAD_TOLERANCE = 2e-2
 """Largest relative difference between our head's logits and the model's own; bfloat16 rounding stays under it."""
@@ -84,6 +88,8 @@ class CausalLMModule(pl.LightningModule):
         defer = wants_meta and not lora.needs_base_weights(self.lora_spec)
         model = load_model(self.model_spec, self.trainer.strategy.root_device, defer=defer)
         if self.lora_spec.enabled:
+            for limit in lora.vllm_limits(self.lora_spec):
+                _say(limit)
             torch.manual_seed(_run_seed())
             model = lora.inject(model, self.lora_spec, self.model_spec.source)
         if self.model_spec.recompute:
@@ -111,6 +117,8 @@ class CausalLMModule(pl.LightningModule):
                 f"The tokenizer has {len(tokenizer)} tokens, the model {self.model_spec.source} embeds {vocab_size}: "
                 "they do not belong together."
             )
+        if tokenizer is not None and self.lora_spec.adapter_path is not None:
+            lora.check_tokenizer(self.lora_spec.adapter_path, tokenizer)
         isolation.choose(self.model, self.model_spec.attn_implementation, self.device)
         error = head_error(self.model, self.device)
         if error > HEAD_TOLERANCE:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from peft import PeftModel
 from support.tiny import save_tiny_model
+from support.word_tokenizer import save_word_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surogate.config.parts import LoraSpec, ModelSpec
 from surogate.errors import ModelError
@@ -83,6 +84,16 @@ def test_an_adapter_of_another_architecture_is_refused(base: nn.Module, tmp_path
         lora.load_adapter(base, tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"no adapter_config\.json"):
         lora.load_adapter(base, tmp_path)
+
+
+def test_an_adapter_trained_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    for name, words in (("mine", ["a", "b"]), ("same", ["a", "b"]), ("other", ["b", "a"])):
+        save_word_tokenizer(tmp_path / name, words)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "mine")
+    lora.check_tokenizer(tmp_path / "same", tokenizer)
+    lora.check_tokenizer(tmp_path, tokenizer)  # a folder without a tokenizer says nothing
+    with pytest.raises(ModelError, match="another tokenizer"):
+        lora.check_tokenizer(tmp_path / "other", tokenizer)
 
 
 def test_what_vllm_cannot_serve_is_said() -> None:
