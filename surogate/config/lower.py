@@ -194,12 +194,13 @@ def _callbacks(c: SftConfig, identity: Nested) -> list[Nested]:
     }
     steps = {"every_n_steps": c.logging_steps}
     named: dict[str, Nested] = {
-        "StepCheckpoints": checkpoints,
         "EnvironmentRecord": folder,
         "MetricsWriter": {**folder, **steps},
         "ProgressLine": steps,
         "LossPlot": folder,
         "AdapterExport": folder,
+        # Last: a run killed between two callbacks then resumes before a step whose metrics it lacks, never after it.
+        "StepCheckpoints": checkpoints,
     }
     return [{"class_path": f"surogate.callbacks.{name}", "init_args": {**args}} for name, args in named.items()]
 

@@ -190,7 +190,10 @@ def test_torchrun_decides_how_many_processes_there_are(folder: Path):
 
 @pytest.mark.slow
 def test_an_interrupted_run_exits_with_130_and_continues(folder: Path):
-    command = [sys.executable, "-m", "surogate", "sft", "run.yaml", "--max_steps", "100000"]
+    # A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program += "; from surogate.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "sft", "run.yaml", "--max_steps", "100000"]
     with subprocess.Popen(command, env=environ(), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
