@@ -37,11 +37,12 @@ export OMP_WAIT_POLICY ?= PASSIVE
 test: export OMP_NUM_THREADS ?= 2
 test: export WANDB_MODE := offline
 
-.PHONY: help install quickstart test lint format reference lock gpu-bundle clean
+.PHONY: help install quickstart test soak lint format reference lock gpu-bundle clean
 
 help:
 	@echo "make quickstart   install, then fine-tune SmolLM2-135M on facts about countries (no GPU, no hub)"
 	@echo "make test         install with the test tools, then run the whole test suite"
+	@echo "make soak         the long proofs: the quickstart in three seeds, and the step benchmark (about 20 minutes)"
 	@echo "make install      only make $(VENV); then: source $(BIN)/activate"
 	@echo "make lint         ruff and mypy;   make format: let ruff rewrite"
 	@echo "make reference    write docs/reference/config.md again from the schema"
@@ -56,6 +57,14 @@ quickstart: $(VENV)/.quickstart
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Results go into benchmarks/RESULTS.md, by hand and with their date.
+SOAK_SEEDS := 0 1 2
+
+soak: export HF_HUB_OFFLINE := 1
+soak: $(VENV)/.quickstart
+	for seed in $(SOAK_SEEDS); do $(BIN)/surogate quickstart --seed $$seed --output_dir output/soak-$$seed; done
+	$(BIN)/python benchmarks/sft_step.py
 
 lint: $(VENV)/.dev
 	$(BIN)/python -m ruff check .

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ class RunFolder:
         self.run_json = self.path / "run.json"
         self.finished_json = self.path / "finished.json"
         self.checkpoints_dir = Path(checkpoint_dir or path) / "checkpoints"
+        self.has_own_checkpoints_dir = self.checkpoints_dir.resolve() == (self.path / "checkpoints").resolve()
         self.checkpoints = CheckpointStore(self.checkpoints_dir)
 
     def latest_valid_checkpoint(self) -> Path | None:
@@ -149,7 +151,7 @@ class RunFolder:
         write_json(self.finished_json, {"step": step, "epochs": epochs})
 
     def check_same_run(self, identity: dict[str, Any]) -> None:
-        """Refuse a folder that another run has written.
+        """Refuse a folder that holds results of another run.
 
         Args:
             identity: what makes this run itself, as plain values; `{}` checks nothing.
@@ -157,26 +159,74 @@ class RunFolder:
         Raises:
             CheckpointError: naming every value that differs.
         """
-        recorded = read_json(self.run_json)
-        if not identity or not recorded:
-            return
-        before, now = _leaves(recorded), _leaves(json.loads(json.dumps(identity)))
-        differing = [
-            f"  {key}: {_shown(before, key)} there, {_shown(now, key)} here"
-            for key in sorted(before.keys() | now.keys())
-            if _shown(before, key) != _shown(now, key)
-        ]
-        if differing:
-            lines = "\n".join(differing)
+        differing = _differences(read_json(self.run_json), identity)
+        if differing and self.has_results():
             raise CheckpointError(
-                f"{self.path} is the output_dir of a different run:\n{lines}\n"
-                "Choose another output_dir, or remove that folder to start afresh in it."
+                f"{self.path} is the output_dir of a different run:\n{differing}\n"
+                "Choose another output_dir, or set resume_from_checkpoint to false, which moves the old run aside."
             )
+
+    def check_own_checkpoints(self) -> None:
+        """Refuse a checkpoint_dir that holds the checkpoints of another output_dir.
+
+        Raises:
+            CheckpointError: naming that output_dir.
+        """
+        if self.has_own_checkpoints_dir:
+            return  # they may have been moved along with the run
+        owners = {
+            read_json(self.checkpoints.folder(step) / MANIFEST).get("output_dir") for step in self.checkpoints.steps()
+        }
+        if others := sorted(owner for owner in owners if owner and owner != self.identifying_path()):
+            raise CheckpointError(
+                f"checkpoint_dir: {self.checkpoints_dir} belongs to the run in {others[0]}, not to the one in "
+                f"{self.identifying_path()}. Choose another checkpoint_dir. If it is that run, moved to a new place: "
+                "move its checkpoints there too and remove checkpoint_dir."
+            )
+
+    def identifying_path(self) -> str:
+        """Return output_dir in the one form that checkpoints record."""
+        return str(self.path.resolve())
 
     def record_run(self, identity: dict[str, Any]) -> None:
         """Make this folder the given run's."""
+        if _differences(read_json(self.run_json), identity):
+            _log.info("The run that %s was made for ended before it saved anything; it now is this run's.", self.path)
         if identity:
             write_json(self.run_json, identity)
+
+    def has_results(self) -> bool:
+        """Tell whether a run has left anything here that would be a loss."""
+        return bool(self.checkpoints.steps()) or self.adapter_dir.exists() or self.finished_json.exists()
+
+    def set_aside(self) -> None:
+        """Rename what a run has left here to `<name>.before-<time>`, so that another one can start."""
+        if not self.has_results():
+            return
+        suffix = f".before-{datetime.now():%Y%m%d-%H%M%S-%f}"
+        files = (self.metrics_jsonl, self.metrics_csv, self.loss_png, self.run_json)
+        # Results go last: cut short before them, this is done again and completed by the next start.
+        for path in (*files, self.adapter_dir, self.finished_json, self.checkpoints_dir):
+            if path.exists():
+                os.replace(path, path.with_name(path.name + suffix))
+        _log.info("Starting afresh in %s; what was there is kept under names that end in %s.", self.path, suffix)
+
+
+def check_same_run(checkpoint: Path, identity: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another run.
+
+    Args:
+        checkpoint: a step_N folder; one that does not say whose it is passes.
+        identity: as for RunFolder.check_same_run.
+
+    Raises:
+        CheckpointError: naming every value that differs.
+    """
+    if differing := _differences(read_json(checkpoint / MANIFEST).get("identity", {}), identity):
+        raise CheckpointError(
+            f"{checkpoint.parent} holds the checkpoints of a different run:\n{differing}\n"
+            "Choose another checkpoint_dir or output_dir, or name a checkpoint of this run."
+        )
 
 
 def damage(checkpoint: Path, digests: bool = True) -> str | None:
@@ -227,6 +277,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _differences(recorded: dict[str, Any], identity: dict[str, Any]) -> str:
+    """List what differs between two identities, a line each; nothing where one is unknown."""
+    if not identity or not recorded:
+        return ""
+    before, now = _leaves(recorded), _leaves(json.loads(json.dumps(identity)))
+    return "\n".join(
+        f"  {key}: {_shown(before, key)} there, {_shown(now, key)} here"
+        for key in sorted(before.keys() | now.keys())
+        if _shown(before, key) != _shown(now, key)
+    )
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:

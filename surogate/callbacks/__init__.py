@@ -3,8 +3,17 @@
 from surogate.callbacks.adapter_export import AdapterExport
 from surogate.callbacks.checkpoints import StepCheckpoints
 from surogate.callbacks.environment import EnvironmentRecord
+from surogate.callbacks.final_validation import FinalValidation
 from surogate.callbacks.loss_plot import LossPlot
 from surogate.callbacks.metrics import MetricsWriter
 from surogate.callbacks.progress import ProgressLine
 
-__all__ = ["AdapterExport", "EnvironmentRecord", "LossPlot", "MetricsWriter", "ProgressLine", "StepCheckpoints"]
+__all__ = [
+    "AdapterExport",
+    "EnvironmentRecord",
+    "FinalValidation",
+    "LossPlot",
+    "MetricsWriter",
+    "ProgressLine",
+    "StepCheckpoints",
+]

@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from surogate.callbacks.environment import installed_version
 from surogate.errors import CheckpointError
-from surogate.run_folder import MANIFEST, TRAINER_STATE, CheckpointStore, RunFolder, damage, read_json
+from surogate.run_folder import MANIFEST, TRAINER_STATE, CheckpointStore, RunFolder, check_same_run, damage, read_json
 
 
 class StepCheckpoints(pl.Callback):
@@ -37,9 +37,9 @@ class StepCheckpoints(pl.Callback):
         every_n_steps: optimizer steps between checkpoints; 0 = only at the end.
         keep_last: how many stay.
         resume: true = continue from the newest whole checkpoint; a path = from that one (a step folder, a folder of
-            them, a run's folder or a .ckpt file); false = start afresh.
+            them, a run's folder or a .ckpt file); false = start afresh, and move aside what is there.
         checkpoint_dir: folder that holds `checkpoints/`, where it is not `folder`.
-        identity: what makes this run itself (model, data, seed...). Another run's folder is refused.
+        identity: what makes this run itself (model, data, seed...). Another run's folder or checkpoint is refused.
     """
 
     def __init__(
@@ -57,32 +57,33 @@ class StepCheckpoints(pl.Callback):
         self.resume = resume
         self.identity = identity or {}
         self._saved_step = 0
+        self._starts_afresh = False
 
     # ---- before the run
 
     def finished(self, max_steps: int = -1, max_epochs: int | None = None) -> bool:
         """Tell whether the run in the folder already reached this goal (see RunFolder.is_finished)."""
-        return self.run_folder.is_finished(max_steps, max_epochs)
+        return self.resume is not False and self.run_folder.is_finished(max_steps, max_epochs)
 
     def resume_path(self) -> str | None:
         """Return the file to continue from, for `trainer.fit(ckpt_path=...)`; None = start afresh.
 
         Raises:
-            CheckpointError: the folder is another run's; the named checkpoint is missing, damaged or would leave newer
-                ones behind; no checkpoint is whole; or `resume` is false and there are checkpoints.
+            CheckpointError: the folder or the checkpoint is another run's; the named checkpoint is missing, damaged or
+                would leave newer ones behind; or no checkpoint is whole.
         """
-        self.run_folder.check_same_run(self.identity)
+        self.run_folder.check_own_checkpoints()
         store = self.run_folder.checkpoints
+        if self.resume is False:
+            self._starts_afresh = True  # in setup, where the ranks can wait for each other
+            return None
+        self.run_folder.check_same_run(self.identity)
         if isinstance(self.resume, str):
             return str(self._named_checkpoint(Path(self.resume)))
         if not store.steps():
             return None
-        if not self.resume:
-            raise CheckpointError(
-                f"resume_from_checkpoint is false, but {store.path} holds checkpoints up to step {store.steps()[0]}. "
-                "Set resume_from_checkpoint to true to continue, or choose another output_dir, or remove that folder."
-            )
         if newest := store.latest_valid():
+            check_same_run(newest, self.identity)
             return str(newest / TRAINER_STATE)
         raise CheckpointError(
             f"No checkpoint in {store.path} is whole: {damage(store.folder(store.steps()[0]))}. "
@@ -99,7 +100,7 @@ class StepCheckpoints(pl.Callback):
             )
         if not zipfile.is_zipfile(state):
             raise CheckpointError(f"resume_from_checkpoint: {state} is truncated or not a checkpoint of Lightning.")
-        RunFolder(state.parent.parent.parent).check_same_run(self.identity)
+        check_same_run(state.parent, self.identity)
         newest = self.run_folder.latest_valid_checkpoint()
         if newest and read_json(newest / MANIFEST)["step"] > manifest.get("step", 0):
             raise CheckpointError(
@@ -115,9 +116,19 @@ class StepCheckpoints(pl.Callback):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = TensorFileIO()
         if stage == "fit":
+            self._take_folder(trainer)
+
+    def _take_folder(self, trainer: pl.Trainer) -> None:
+        """Make the folder this run's, once every rank has found that it may be."""
+        self.run_folder.check_own_checkpoints()
+        if not self._starts_afresh:
             self.run_folder.check_same_run(self.identity)
-            if trainer.is_global_zero:
-                self.run_folder.record_run(self.identity)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            if self._starts_afresh:
+                self.run_folder.set_aside()
+            self.run_folder.record_run(self.identity)
+        trainer.strategy.barrier()
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -168,6 +179,8 @@ class StepCheckpoints(pl.Callback):
         if trainer.is_global_zero and not problem:
             facts = {
                 "epochs": epochs,
+                "output_dir": self.run_folder.identifying_path(),
+                "identity": self.identity,
                 "world_size": trainer.world_size,
                 "surogate_version": installed_version("surogate"),
             }

@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import warnings
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from typing_extensions import override
 
 from surogate.callbacks import ProgressLine, StepCheckpoints
 from surogate.cli.nested import check_names, explain
-from surogate.config.lower import Nested
+from surogate.config.identity import Nested, run_identity
+from surogate.config.yaml_file import read_yaml
 from surogate.errors import CheckpointError, ConfigError, HardwareError
 from surogate.run_folder import TRAINER_STATE
 
@@ -104,13 +106,20 @@ class SurogateCLI(LightningCLI):
             config["data.init_args.tokenizer"] = config.get("model.init_args.model.source") or ""
         if self.subcommand == "validate":  # which prints, and adds nothing to the run that it measures
             config["trainer.logger"] = False
+        _move_along(config)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise HardwareError(f"trainer: {error}") from error
+        config = self.config[self.subcommand].as_dict()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StepCheckpoints) and not callback.identity:
+                # Not by way of the configuration: saved there, it would outlive a change of what it tells.
+                callback.identity = run_identity(config["model"], config["data"])
+        return trainer
 
     def fit(self, model: pl.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
         """Train, or continue, or say that there is nothing to do."""
@@ -184,6 +193,22 @@ class RunConfigWriter(SaveConfigCallback):
             draft = folder / f"{name}.tmp"
             draft.write_text(text, encoding="utf-8")
             os.replace(draft, folder / name)
+
+
+def _move_along(config: Namespace) -> None:
+    """Take everything that writes into the run's folder along to another one.
+
+    A configuration file spells the folder out in each callback; who sets trainer.default_root_dir on the command line
+    or in a later file means all of them.
+    """
+    root = config.get("trainer.default_root_dir")
+    files = [read_yaml(path.absolute).values for path in config.get("config") or []]
+    left = {(values.get("trainer") or {}).get("default_root_dir") for values in files} - {None, root}
+    specs = [config.get("trainer.callbacks"), config.get("trainer.logger")]
+    for spec in chain.from_iterable(spec if isinstance(spec, list) else [spec] for spec in specs):
+        for key in ("folder", "checkpoint_dir", "save_dir"):
+            if root and isinstance(spec, Namespace) and spec.get(f"init_args.{key}") in left:
+                spec[f"init_args.{key}"] = root
 
 
 def _state_file(ckpt_path: str) -> str:

@@ -71,6 +71,7 @@ def _configure_logging() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if _rank() == "0" else logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a 4-bit kernel that nothing here uses
 
 
 class _StderrHandler(logging.StreamHandler):

@@ -6,6 +6,7 @@ Each check yields the keys involved, as the user knows them, and one sentence th
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,17 @@ def _adapters(c: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
             ("modules_to_save", "lora_target_modules"),
             f"{both[0]} stands in lora_target_modules and in modules_to_save. A layer is adapted or trained whole.",
         )
+    if isinstance(c.init_lora_weights, str) and not _INITIALISATIONS.fullmatch(c.init_lora_weights):
+        yield (
+            ("init_lora_weights",),
+            "init_lora_weights must be true, false, gaussian, pissa, pissa_niter_<number>, olora or orthogonal, "
+            f"got {c.init_lora_weights!r}.",
+        )
     if not c.lora_target_modules:
         yield (("lora_target_modules",), "lora_target_modules is empty, so nothing would train. Use [all].")
+
+
+_INITIALISATIONS = re.compile(r"gaussian|pissa(_niter_[1-9]\d*)?|olora|orthogonal")
 
 
 def _schedule(c: SftConfig) -> Iterator[Contradiction]:

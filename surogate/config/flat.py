@@ -44,7 +44,8 @@ class RunKeys:
     checkpoint_dir: NotEmptyStr | None = None
     """Folder that holds `checkpoints/`. Default: output_dir."""
     resume_from_checkpoint: bool | str = True
-    """Continue from the newest valid checkpoint (true), from the one at this path, or start afresh (false)."""
+    """Continue from the newest valid checkpoint (true), from the one at this path, or start afresh (false): the
+    old run's files are then moved aside, none is removed."""
     save_steps: NonNegativeInt = 50
     """Optimizer steps between checkpoints; 0 saves only at the end."""
     save_total_limit: PositiveInt = 5
@@ -54,7 +55,7 @@ class RunKeys:
     max_steps: StepLimit = -1
     """Optimizer steps of the whole run; -1 takes num_epochs."""
     eval_steps: PositiveInt = 100
-    """Optimizer steps between validations."""
+    """Optimizer steps between validations; there is always one at the end."""
     logging_steps: PositiveInt = 1
     """Optimizer steps between log lines."""
     train_seed: NonNegativeInt = 1234
@@ -108,7 +109,7 @@ class AdapterKeys:
     use_dora: bool = False
     """Learn the magnitude of each weight column apart (DoRA). vLLM cannot serve it."""
     init_lora_weights: bool | str = True
-    """Initialisation, as PEFT names it: true, gaussian, pissa, olora, orthogonal..."""
+    """true, false, or as PEFT names it: gaussian, pissa, pissa_niter_16 (any number), olora, orthogonal."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules that train whole beside the adapter, such as `[embed_tokens, lm_head]`. vLLM cannot serve them."""
     adapter_path: str | None = None
@@ -173,8 +174,8 @@ class DataKeys:
     """Processes that prepare batches."""
     max_bad_row_fraction: ClosedUnitInterval = 0.01
     """The run refuses to start when a larger share of rows supervises no token."""
-    truncation_strategy: Literal["delete", "left", "right", "split"] = "delete"
-    """What happens to a sample longer than max_length: drop it, cut its left or right, or split it."""
+    truncation_strategy: Literal["delete", "left", "right"] = "delete"
+    """What happens to a sample longer than max_length: drop it, or cut its left or right."""
     max_length: PositiveInt | None = None
     """Tokens in the longest sample. Default: sequence_len."""
     use_chat_template: bool = True

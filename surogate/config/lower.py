@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import PurePath
-from typing import Any
 
 from surogate.config.flat import SftConfig
-from surogate.config.parts import DatasetSpec
-
-Nested = dict[str, Any]
+from surogate.config.identity import Nested
 
 
 def to_lightning(config: SftConfig, environ: Mapping[str, str] = os.environ) -> Nested:
@@ -27,12 +23,11 @@ def to_lightning(config: SftConfig, environ: Mapping[str, str] = os.environ) -> 
         config: a checked flat configuration.
         environ: where a launcher such as torchrun says how many processes there are.
     """
-    model, data = _model(config), _data(config)
     return {
         "seed_everything": config.train_seed,
-        "trainer": _trainer(config, environ, _identity(model, data)),
-        "model": model,
-        "data": data,
+        "trainer": _trainer(config, environ),
+        "model": _model(config),
+        "data": _data(config),
     }
 
 
@@ -47,7 +42,7 @@ def _model(c: SftConfig) -> Nested:
         "model_type": c.model_type,
         "dtype": c.model_dtype,
         "max_model_len": c.max_model_len,
-        "rope_scaling": c.rope_scaling,
+        "rope_scaling": _rope_scaling(c.rope_scaling),
         "attn_implementation": c.attn_implementation,
         "recompute": c.recompute,
         "trust_remote_code": c.trust_remote_code,
@@ -84,6 +79,13 @@ def _model(c: SftConfig) -> Nested:
     return {"class_path": "surogate.modes.SftModule", "init_args": init_args}
 
 
+def _rope_scaling(value: str | Nested | None) -> str | Nested | None:
+    """Return it with `rope_type`, which older models' dictionaries call `type`."""
+    if isinstance(value, dict) and "type" in value:
+        return {"rope_type": value["type"], **{key: item for key, item in value.items() if key != "type"}}
+    return value
+
+
 def _data(c: SftConfig) -> Nested:
     batch = {
         "sequence_len": c.sequence_len,
@@ -116,7 +118,7 @@ def _data(c: SftConfig) -> Nested:
     return {"class_path": "surogate.data.datamodule.ChatDataModule", "init_args": init_args}
 
 
-def _trainer(c: SftConfig, environ: Mapping[str, str], identity: Nested) -> Nested:
+def _trainer(c: SftConfig, environ: Mapping[str, str]) -> Nested:
     has_validation = bool(c.validation_datasets) or c.validation_split_ratio > 0
     machine, plugins = _machine(c.gpus, environ)
     precision = {"class_path": "surogate.precision.RecipePrecision", "init_args": {"recipe": c.recipe}}
@@ -136,7 +138,7 @@ def _trainer(c: SftConfig, environ: Mapping[str, str], identity: Nested) -> Nest
         "default_root_dir": c.output_dir,
         "plugins": [precision, *plugins],
         "logger": _loggers(c),
-        "callbacks": _callbacks(c, identity),
+        "callbacks": _callbacks(c),
     }
 
 
@@ -182,7 +184,7 @@ def _run_name(c: SftConfig) -> str:
     return c.run_name or f"sft-{PurePath(c.model).name.removesuffix('.gguf')}"
 
 
-def _callbacks(c: SftConfig, identity: Nested) -> list[Nested]:
+def _callbacks(c: SftConfig) -> list[Nested]:
     folder = {"folder": c.output_dir}
     checkpoints = {
         **folder,
@@ -190,40 +192,16 @@ def _callbacks(c: SftConfig, identity: Nested) -> list[Nested]:
         "keep_last": c.save_total_limit,
         "resume": c.resume_from_checkpoint,
         "checkpoint_dir": c.checkpoint_dir,
-        "identity": identity,
     }
     steps = {"every_n_steps": c.logging_steps}
     named: dict[str, Nested] = {
         "EnvironmentRecord": folder,
         "MetricsWriter": {**folder, **steps},
         "ProgressLine": steps,
+        "FinalValidation": {},
         "LossPlot": folder,
         "AdapterExport": folder,
         # Last: a run killed between two callbacks then resumes before a step whose metrics it lacks, never after it.
         "StepCheckpoints": checkpoints,
     }
     return [{"class_path": f"surogate.callbacks.{name}", "init_args": {**args}} for name, args in named.items()]
-
-
-def _identity(model: Nested, data: Nested) -> Nested:
-    """Return what makes this run itself: with other values in the same output_dir it would be another run.
-
-    How long it goes on, how fast it learns and how it is reported may change between a stop and a resume.
-    """
-    model_args, data_args = model["init_args"], data["init_args"]
-    batch = data_args["batch"]
-    identity = {
-        "model": model_args["model"]["source"],
-        "lora": model_args["lora"],
-        "datasets": [_told_apart_by(spec) for spec in data_args["datasets"]],
-        "validation_datasets": [_told_apart_by(spec) for spec in data_args["validation_datasets"]],
-        "validation_split_ratio": data_args["validation_split_ratio"],
-        "chat": data_args["chat"],
-        "batch": {key: batch[key] for key in ("sequence_len", "sample_packing", "train_seed", "eval_seed")},
-    }
-    return deepcopy(identity)  # shared parts would become anchors in config.yaml
-
-
-def _told_apart_by(spec: Nested) -> Nested:
-    default = asdict(DatasetSpec())
-    return {key: value for key, value in spec.items() if value != default[key]}

@@ -152,10 +152,23 @@ NOT_YET_PATTERNS: dict[str, NotYet] = {
     },
 }
 
+_BY_DATA = (
+    "initialisation from the training data is not there yet. Use true, gaussian, pissa, pissa_niter_16, olora or "
+    "orthogonal."
+)
+
 VALUES_NOT_YET: dict[str, dict[Any, str]] = {
     "lora": {False: _FULL},
     "recipe": {"fp8_hybrid": _RECIPES, "nvfp4": _RECIPES, "*.yaml": _RECIPES, "*.yml": _RECIPES},
     "optimizer": {"normuon": NOT_YET["normuon_momentum"].sentence},
+    "init_lora_weights": {
+        "eva": _BY_DATA,
+        "corda": _BY_DATA,
+        "loftq": "it needs a quantised base, which is not there yet. Use true, gaussian, pissa, olora or orthogonal.",
+    },
+    "truncation_strategy": {
+        "split": "splitting belongs to raw text, which is not there yet. Use delete, left or right.",
+    },
     "datasets.type": {
         "text": "raw text belongs to `surogate pt`, which is not there yet. Use instruction, conversation or auto.",
         "preference": "preference pairs are planned for a later release. Use instruction, conversation or auto.",

@@ -102,6 +102,9 @@ class _Reader:
         for path, line in self.file.duplicates:
             where = f"{self.file.name}:{line}"
             self.problems.append((line, f"{where}: {show_path(path)} is set twice. Keep one of the lines."))
+        for name, key in keys_of(self.schema).items():  # so that overrides can count its parts
+            if typing.get_origin(key.type) is list and isinstance(self.file.values.get(name), dict):
+                self.file.values[name] = [self.file.values[name]]
 
     def where(self, path: KeyPath) -> str:
         """Say where a value came from; an override of a part does not move the whole."""
@@ -183,6 +186,8 @@ class _Reader:
             self.complain(path, f"{shown} has no value.{default}")
             return False, None
         item_type = next(iter(typing.get_args(key.type)), None)
+        if typing.get_origin(key.type) is list:
+            raw = _as_list(raw)
         if dataclasses.is_dataclass(item_type) and isinstance(item_type, type):
             return self._read_list(item_type, raw, path)
         if isinstance(raw, str) and raw.replace("-", "_") in choices(key.type):
@@ -202,7 +207,6 @@ class _Reader:
 
     def _read_list(self, item_type: type, raw: Any, path: KeyPath) -> tuple[bool, Any]:
         """Read a list of mappings, each one an `item_type`."""
-        raw = parse_yaml(raw) if isinstance(raw, str) else raw
         keys = keys_of(item_type)
         if not isinstance(raw, list):
             self.complain(path, f"{show_path(path)} must be a list of mappings, got {show_value(raw)}.")
@@ -224,6 +228,14 @@ class _Reader:
                     values[name] = typed
             items.append(item_type(**values))  # also where a key of it failed, to check the rest
         return True, items
+
+
+def _as_list(raw: Any) -> Any:
+    """Put what stands alone where a list is expected, one mapping or one word, into a list."""
+    value = parse_yaml(raw) if isinstance(raw, str) else raw
+    if isinstance(value, dict):
+        return [value]
+    return [raw] if isinstance(value, str) and value else value
 
 
 def parse_value(type_: Any, raw: Any) -> Any:

@@ -124,6 +124,11 @@ class ChatDataModule(pl.LightningDataModule):
         """One name for each loader of val_dataloader, for metrics."""
         return [source.name for source in self._validation]
 
+    @property
+    def longest_row_len(self) -> int:
+        """Tokens of the longest row, after setup."""
+        return max(int(source.store.lengths.max()) for source in [*self._train, *self._validation])
+
     def setup(self, stage: str | None = None) -> None:
         """Read and tokenise everything, on every rank alike; once.
 

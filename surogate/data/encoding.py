@@ -143,12 +143,13 @@ def encode_source(
 def held_out(conversations: Sequence[Conversation], fraction: float, seed: int) -> np.ndarray:
     """Choose the conversations that are validated on instead of trained on.
 
-    A hash of the content decides, so that equal conversations never lie on both sides and that rows added later do not
-    move the others far.
+    A hash of the content decides, against one threshold for all sources: equal conversations fall on the same side in
+    whichever source they stand, and rows added later move no other. Only where a whole source would fall on one side is
+    its lowest or highest hash moved to the other.
 
     Args:
         conversations: of one source.
-        fraction: of them; above 0 it takes at least one of two or more.
+        fraction: of them, on average; above 0 it takes at least one of two or more.
         seed: eval_seed.
 
     Returns:
@@ -158,10 +159,10 @@ def held_out(conversations: Sequence[Conversation], fraction: float, seed: int) 
     if fraction == 0 or count < 2:
         return np.zeros(count, dtype=bool)
     hashes = np.array([_content_hash(conversation, seed) for conversation in conversations], dtype=np.uint64)
-    wanted = min(max(1, round(fraction * count)), count - 1)
-    threshold = np.sort(hashes)[wanted - 1]
-    chosen = hashes <= threshold
-    return hashes < threshold if chosen.all() else chosen
+    chosen = hashes < np.uint64(int(fraction * 2**64))
+    if chosen.all():
+        return hashes < hashes.max()
+    return chosen if chosen.any() or (hashes == hashes[0]).all() else hashes == hashes.min()
 
 
 def _content_hash(conversation: Conversation, seed: int) -> int:

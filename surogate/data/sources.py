@@ -11,7 +11,9 @@ import csv
 import gzip
 import io
 import json
+import logging
 import lzma
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +24,8 @@ from surogate.config.parts import DatasetSpec
 from surogate.data.tabular import read_arrow, read_parquet, read_zstd
 from surogate.errors import DataError
 from surogate.locations import resolve
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +49,15 @@ def open_rows(spec: DatasetSpec) -> Sequence[SourceRow]:
     """Read the rows of a data set, at most `samples` of them.
 
     Raises:
-        DataError: nothing is there, a file is broken (with its line), or there is no row.
+        DataError: nothing is there, a file is broken (with its line), there is no row, or split or subset name none.
     """
     location = resolve(spec.path)
     if isinstance(location, str):
         rows = _read_hub(location, spec)
     elif location.is_dir():
-        rows = _read_folder(location)
+        rows = _read_folder(location, spec)
     else:
+        _refuse_choice_in_a_file(spec)
         rows = _read_file(location)
     held = list(islice(rows, spec.samples))
     if not held:
@@ -60,12 +65,78 @@ def open_rows(spec: DatasetSpec) -> Sequence[SourceRow]:
     return held
 
 
-def _read_folder(folder: Path) -> Iterator[SourceRow]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and _reader_and_opener(path)]
+def _refuse_choice_in_a_file(spec: DatasetSpec) -> None:
+    for key in ("split", "subset"):
+        if getattr(spec, key) != getattr(DatasetSpec, key):
+            raise DataError(
+                f"{spec.path}: {key} is {getattr(spec, key)!r}, but this is one file; split and subset choose within "
+                f"hub ids and folders only. Remove {key}, or give the file that holds what you mean."
+            )
+
+
+def _read_folder(folder: Path, spec: DatasetSpec) -> Iterator[SourceRow]:
+    if spec.subset is not None:
+        folder = folder / spec.subset
+        if not folder.is_dir():
+            raise DataError(f"{spec.path}: subset is {spec.subset!r}, but there is no folder {folder}.")
+    if any(all((folder / name).is_file() for name in names) for names in _SAVED_TO_DISK):
+        return _read_saved(folder, spec)
+    files = [path for path in sorted(folder.rglob("*")) if _is_data(path, folder)]
     if not files:
         raise DataError(f"{folder}: the folder holds no data file. Allowed are {_allowed()}.")
-    for path in files:
-        yield from _read_file(path)
+    return (row for path in _of_split(files, folder, spec) for row in _read_file(path))
+
+
+def _is_data(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    about_data = path.name.lower() in _ABOUT_DATA
+    return path.is_file() and not hidden and not about_data and _reader_and_opener(path) is not None
+
+
+def _of_split(files: Sequence[Path], folder: Path, spec: DatasetSpec) -> Sequence[Path]:
+    """Keep the files of the split; all of them where nothing was asked for and no name tells of a split."""
+    wanted = _SPLITS.get(spec.split, spec.split)
+    names = {path: _split_of(path, folder, wanted) for path in files}
+    chosen = [path for path in files if names[path] == wanted]
+    splits = sorted({name for name in names.values() if name})
+    if not chosen and (splits or spec.split != DatasetSpec.split):
+        raise DataError(
+            f"{folder}: split is {spec.split!r}, but no file is named after it. The folder's files are named after "
+            f"{', '.join(splits) or 'no split'}. Set split to one of them, or give the path of a file."
+        )
+    if chosen and len(chosen) < len(files):
+        log.info("%s: split %s is %d of the folder's %d files", folder, spec.split, len(chosen), len(files))
+    return chosen or files
+
+
+def _split_of(path: Path, folder: Path, wanted: str) -> str | None:
+    """Read a split from a file's name (`test-00000-of-00002.parquet`, `news_test.jsonl`), else from its folders'."""
+    suffixes = {suffix.removeprefix(".") for suffix in (*_READERS, *_OPENERS)}
+    for part in reversed(path.relative_to(folder).parts):
+        if re.match(rf"{re.escape(wanted)}([-_.]|$)", part, re.IGNORECASE):
+            return wanted
+        words = [
+            word for word in re.split("[-_.]", part.lower()) if word not in {"of", *suffixes} and not word.isdigit()
+        ]
+        for word in (*words[:1], *words[-1:]):
+            if word in _SPLITS:
+                return _SPLITS[word]
+    return None
+
+
+def _read_saved(folder: Path, spec: DatasetSpec) -> Iterator[SourceRow]:
+    """Read what `save_to_disk` of the datasets library wrote."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{folder}: the saved data set cannot be loaded: {error}") from error
+    splits = saved if isinstance(saved, dict) else {str(saved.split or DatasetSpec.split): saved}
+    if spec.split not in splits:
+        raise DataError(f"{folder}: split is {spec.split!r}, but the saved data set has {', '.join(splits)}.")
+    for number, values in enumerate(splits[spec.split], start=1):
+        yield SourceRow(dict(values), f"{folder}[{spec.split}]:row {number}")
 
 
 def _read_file(path: Path) -> Iterator[SourceRow]:
@@ -116,15 +187,26 @@ def _parse_line(line: str, origin: str) -> Any:
 
 def _read_json(stream: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     content = stream.read()
-    if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-        yield from _read_jsonl(io.BytesIO(content), path)  # many a .json file holds JSON lines
+    if not content.strip():
         return
     try:
-        rows = json.loads(content)
+        document = json.loads(content)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # many a .json file holds JSON lines
+            yield from _read_jsonl(io.BytesIO(content), path)
+            return
         raise DataError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}.") from error
+    rows = document if isinstance(document, list) else _rows_within(document) or [document]
     for number, values in enumerate(rows, start=1):
         yield _object(values, f"{path}:row {number}"), f"row {number}"
+
+
+def _rows_within(document: Any) -> list[Any] | None:
+    """Give the rows of `{"data": [...]}`: an object's one list of objects, unless it is a conversation itself."""
+    lists = [value for value in document.values() if isinstance(value, list)] if isinstance(document, dict) else []
+    if len(lists) != 1 or not lists[0] or not all(isinstance(row, dict) for row in lists[0]):
+        return None
+    return None if any({"role", "from"} & row.keys() for row in lists[0]) else lists[0]
 
 
 def _object(values: Any, origin: str) -> dict[str, Any]:
@@ -178,3 +260,21 @@ _READERS: dict[str, Reader] = {
     ".txt": _read_txt,
 }
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": read_zstd}
+
+_SAVED_TO_DISK = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
+"""Files that mark a folder of `save_to_disk`, with splits and without."""
+_ABOUT_DATA = {"readme.txt", "license.txt", "licence.txt", "notice.txt", "dataset_info.json", "dataset_infos.json"}
+"""Files of a type that is read, but which tell about the data."""
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "eval": "eval",
+    "evaluation": "eval",
+    "test": "test",
+    "testing": "test",
+}
+"""Words in the names of files that tell of a split, and the split."""

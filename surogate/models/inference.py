@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 _ADAPTER_FILE = "adapter_config.json"
+_MODEL_KEYS = ("model_type", "max_model_len", "rope_scaling", "trust_remote_code")
 _CHAT_KEYS = ("use_chat_template", "template", "system", "response_prefix")
 
 
@@ -37,14 +38,19 @@ class FoundModel:
         adapters: folders of adapters, in the order in which they go on top.
         tokenizer: location of the tokenizer that belongs to them.
         chat: chat settings of the run.
-        trust_remote_code: as the run had it.
+        model_keys: the fields of ModelSpec besides the source that change what the model computes, as the run had them.
     """
 
     base: str
     adapters: tuple[Path, ...] = ()
     tokenizer: str
     chat: ChatSpec = field(default_factory=ChatSpec)
-    trust_remote_code: bool = False
+    model_keys: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Run code that comes with the hub repository, because the run did."""
+        return bool(self.model_keys.get("trust_remote_code"))
 
 
 def find_model(location: str, adapter: str | None = None) -> FoundModel:
@@ -75,7 +81,7 @@ def find_model(location: str, adapter: str | None = None) -> FoundModel:
         adapters=(Path(merged), top) if merged else (top,),
         tokenizer=str(top) if (top / "tokenizer_config.json").exists() else base,
         chat=ChatSpec(**{key: keys[key] for key in _CHAT_KEYS if keys.get(key) is not None}),
-        trust_remote_code=bool(keys.get("trust_remote_code")),
+        model_keys={key: keys[key] for key in _MODEL_KEYS if keys.get(key) is not None},
     )
 
 
@@ -91,11 +97,7 @@ def load_for_inference(found: FoundModel, device: torch.device | None = None) ->
     from surogate.models.lora import load_adapter
 
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = ModelSpec(
-        source=found.base,
-        dtype="float32" if device.type == "cpu" else None,
-        trust_remote_code=found.trust_remote_code,
-    )
+    spec = ModelSpec(source=found.base, dtype="float32" if device.type == "cpu" else None, **found.model_keys)
     model: Any = load_model(spec, device)
     for folder in found.adapters:
         model = load_adapter(model, folder).merge_and_unload()

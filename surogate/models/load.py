@@ -115,7 +115,10 @@ def _load_deferred(source: ModelSource, config: Any, dtype: torch.dtype, attn: s
 def _rope_parameters(config: Any, spec: ModelSpec) -> dict[str, Any]:
     current = dict(getattr(config, "rope_parameters", None) or {})
     if isinstance(spec.rope_scaling, dict):
-        return {**current, **spec.rope_scaling}
+        asked = dict(spec.rope_scaling)
+        if "type" in asked:  # how configurations before transformers 5 spell it
+            asked["rope_type"] = asked.pop("type")
+        return {**current, **asked}
     if spec.max_model_len is None:
         raise ModelError(f"rope_scaling: {spec.rope_scaling} needs max_model_len, the length to scale to.")
     original = config.max_position_embeddings

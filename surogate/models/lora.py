@@ -8,6 +8,8 @@ on the meta device.
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from surogate.config.parts import LoraSpec
 from surogate.errors import ModelError
 
 logger = logging.getLogger(__name__)
+
+_START = "_surogate_start"
 
 ADAPTER_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -65,7 +69,10 @@ def inject(model: nn.Module, spec: LoraSpec, base_location: str) -> nn.Module:
     adapted.peft_config["default"].base_model_name_or_path = base_location
     if not needs_base_weights(spec):
         _reset_adapter_(adapted, spec)
-    return _cast_adapter_(adapted, spec)
+    _cast_adapter_(adapted, spec)
+    if _changes_base(spec):
+        _keep_start(adapted)
+    return adapted
 
 
 def target_names(model: Any, asked: list[str]) -> list[str]:
@@ -119,9 +126,39 @@ def _reset_adapter_(model: nn.Module, spec: LoraSpec) -> None:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter in PEFT's format (adapter_config.json, adapter_model.safetensors)."""
-    # "auto" would ask the hub whether the vocabulary was resized.
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    """Write the adapter in PEFT's format (adapter_config.json, adapter_model.safetensors), for the untouched base.
+
+    An adapter that started from a factorisation of the base (PiSSA, OLoRA) is written as its difference to its start,
+    which is plain LoRA of twice the rank.
+    """
+    start: dict[str, torch.Tensor] | None = getattr(model, _START, None)
+    config = model.peft_config["default"]
+    state = None
+    if start is not None:
+        # W + BA - B0 A0 = W + [B, -B0] [A; A0]
+        state = model.state_dict()
+        for name, first in start.items():
+            joined = ([state[name], first], 0) if "lora_A" in name else ([state[name], -first], 1)
+            state[name] = torch.cat(*joined)
+        wider = math.sqrt(2) if config.use_rslora else 2  # keeps the scaling alpha / r, or alpha / sqrt(r)
+        model.peft_config["default"] = replace(
+            config, r=2 * config.r, lora_alpha=wider * config.lora_alpha, init_lora_weights=True
+        )
+    try:
+        # "auto" would ask the hub whether the vocabulary was resized.
+        model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    finally:
+        model.peft_config["default"] = config
+
+
+def _changes_base(spec: LoraSpec) -> bool:
+    """Whether the initialisation takes a part out of the base weights."""
+    init = spec.init_lora_weights
+    return isinstance(init, str) and init.startswith(("pissa", "olora"))
+
+
+def _keep_start(model: Any) -> None:
+    setattr(model, _START, {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k})
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = False) -> Any:
@@ -183,15 +220,21 @@ def _stack(model: nn.Module, spec: LoraSpec) -> nn.Module:
 
 
 def _cast_adapter_(model: nn.Module, spec: LoraSpec) -> nn.Module:
+    """Give the adapter its dtype; modules_to_save keep the base's, which the layers around them compute in."""
     dtype = ADAPTER_DTYPES[spec.dtype]
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.is_floating_point():
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_" in name:
             parameter.data = parameter.data.to(dtype)
     return model
 
 
 def _checked_modules_to_save(model: nn.Module, names: list[str]) -> list[str]:
     known = {name for name, _ in model.named_modules()}
+    if names and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise ModelError(
+            "modules_to_save: weights in float16 cannot be trained whole, the optimizer's steps vanish in it. "
+            "Set model_dtype to bfloat16 or float32."
+        )
     for name in names:
         if not any(module == name or module.endswith(f".{name}") for module in known):
             raise ModelError(f"modules_to_save: the model has no module named {name}.")

@@ -119,6 +119,7 @@ class CausalLMModule(pl.LightningModule):
             )
         if tokenizer is not None and self.lora_spec.adapter_path is not None:
             lora.check_tokenizer(self.lora_spec.adapter_path, tokenizer)
+        self._check_positions()
         isolation.choose(self.model, self.model_spec.attn_implementation, self.device)
         error = head_error(self.model, self.device)
         if error > HEAD_TOLERANCE:
@@ -135,6 +136,15 @@ class CausalLMModule(pl.LightningModule):
         factor = learning_rate_factor(self.optim_spec, schedule.last_epoch, self._total_steps())
         for group in schedule.optimizer.param_groups:
             group["lr"] = self.optim_spec.learning_rate * factor
+
+    def _check_positions(self) -> None:
+        positions = getattr(base_model(self.model).config.get_text_config(), "max_position_embeddings", None)
+        longest = getattr(getattr(self.trainer, "datamodule", None), "longest_row_len", 0)
+        if positions and longest > positions:
+            raise ModelError(
+                f"The longest row has {longest} tokens, and {self.model_spec.source} knows {positions} positions. "
+                "Lower max_length (or sequence_len), or set max_model_len together with rope_scaling."
+            )
 
     # ---- the step
 
@@ -154,16 +164,15 @@ class CausalLMModule(pl.LightningModule):
         counts = self._sum_over_ranks(
             [self.local_weight(step_batch), step_batch.num_loss_tokens, step_batch.num_tokens]
         )
-        scale = self.trainer.world_size / counts[0].clamp_min(1)
         optimizer.zero_grad()
         loss_sum, num_correct = torch.zeros(2, device=self.device)
         last = len(step_batch.micro_batches) - 1
         for i, micro_batch in enumerate(step_batch.micro_batches):
             with optimizer.toggle_model(sync_grad=i == last):
                 sums = self.micro_loss(micro_batch)
-                self.manual_backward(sums.loss * scale)
+                self.manual_backward(sums.loss)
             loss_sum, num_correct = loss_sum + sums.loss.detach(), num_correct + sums.num_correct
-        grad_norm = self._clip_gradients()
+        grad_norm = self._scale_and_clip_gradients(self.trainer.world_size / counts[0].clamp_min(1))
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
@@ -181,12 +190,20 @@ class CausalLMModule(pl.LightningModule):
         tensor = torch.as_tensor(values, device=self.device)
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")
 
-    def _clip_gradients(self) -> Tensor:
-        """Clip to max_grad_norm and return the norm before it, without waiting for the device."""
-        with_grad = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in with_grad if parameter.grad is not None])
+    def _scale_and_clip_gradients(self, scale: Tensor) -> Tensor:
+        """Turn gradients of sums into those of the mean, clip them, and return the norm in between.
+
+        Dividing after the backward pass keeps float16 gradients of single tokens from vanishing. The device is not
+        waited for.
+
+        Args:
+            scale: number of ranks / global normaliser; DDP has averaged over the ranks.
+        """
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) * scale
         if self.optim_spec.max_grad_norm > 0:
-            nn.utils.clip_grads_with_norm_(with_grad, self.optim_spec.max_grad_norm, norm)
+            scale = scale * (self.optim_spec.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)  # as clip_grad_norm_ does
+        torch._foreach_mul_(gradients, scale)
         return norm
 
     @override

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from surogate.batches import StepBatch
 from surogate.callbacks import MetricsWriter, StepCheckpoints
 from surogate.errors import CheckpointError
+from surogate.run_folder import damage
 
 EPOCH_LENGTHS = (3, 2, 4, 3, 3)
 """Steps of each epoch; they differ, as those of packed and shuffled data do."""
@@ -380,11 +382,55 @@ def test_an_output_dir_of_a_different_run_is_refused_by_what_differs(tmp_path: P
         run(tmp_path / "elsewhere", identity=other, resume=start, max_steps=2)
 
 
-def test_without_resume_existing_checkpoints_are_never_overwritten(tmp_path: Path) -> None:
-    run(tmp_path, resume=False, every_n_steps=2, max_steps=4)
-    with pytest.raises(CheckpointError, match=r"resume_from_checkpoint is false, but .* up to step 4"):
-        run(tmp_path, resume=False, max_steps=4)
-    assert steps_in(tmp_path) == ["latest", "step_2", "step_4"]
+def test_a_checkpoint_dir_shared_by_two_runs_does_not_turn_one_into_the_other(tmp_path: Path) -> None:
+    disk = str(tmp_path / "disk")
+    run(tmp_path / "a", checkpoint_dir=disk, max_steps=2)
+    for resume in (True, False, f"{disk}/checkpoints/step_2"):
+        with pytest.raises(CheckpointError, match=r"belongs to the run in .*/a"):
+            run(tmp_path / "b", checkpoint_dir=disk, resume=resume, max_steps=4)
+    assert steps_in(tmp_path / "disk") == ["latest", "step_2"]
+    assert run(tmp_path / "a", checkpoint_dir=disk, max_steps=3).rows == [(0, 2)]
+
+
+def test_a_lost_output_dir_does_not_make_its_checkpoints_those_of_a_different_run(tmp_path: Path) -> None:
+    disk = str(tmp_path / "disk")
+    run(tmp_path / "run", checkpoint_dir=disk, identity=IDENTITY, max_steps=2)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"checkpoints of a different run:\n  train_seed: 1 there, 2 here"):
+        run(tmp_path / "run", checkpoint_dir=disk, identity={**IDENTITY, "train_seed": 2}, max_steps=3)
+    assert run(tmp_path / "run", checkpoint_dir=disk, identity=IDENTITY, max_steps=3).rows == [(0, 2)]
+
+
+def test_without_resume_a_run_starts_afresh_and_the_old_one_is_kept_under_another_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, resume=False, every_n_steps=2, identity=IDENTITY, max_steps=4)
+    again = {"resume": False, "identity": {**IDENTITY, "train_seed": 2}}
+    assert not StepCheckpoints(str(tmp_path), **again).finished(max_steps=3)
+    with caplog.at_level("INFO"):
+        assert len(run(tmp_path, **again, max_steps=3).rows) == 3
+    assert "Starting afresh" in caplog.text
+    assert steps_in(tmp_path) == ["latest", "step_3"]
+    assert [step for step, _ in records(tmp_path)] == [1, 2, 3]
+    (old,) = tmp_path.glob("checkpoints.before-*")
+    assert sorted(path.name for path in old.iterdir()) == ["latest", "step_2", "step_4"]
+    assert damage(old / "step_4") is None
+    assert len(list(tmp_path.glob("metrics.jsonl.before-*"))) == len(list(tmp_path.glob("run.json.before-*"))) == 1
+
+
+def test_a_named_file_is_not_moved_away_from_a_run_that_starts_from_it(tmp_path: Path) -> None:
+    run(tmp_path, max_steps=2)
+    state = tmp_path / "checkpoints" / "step_2" / "trainer.ckpt"
+    with pytest.MonkeyPatch.context() as patch:  # as `fit --ckpt_path` does
+        patch.setattr(StepCheckpoints, "resume_path", lambda self: str(state))
+        assert run(tmp_path, resume=False, max_steps=3).rows == [(0, 2)]
+    assert steps_in(tmp_path) == ["latest", "step_2", "step_3"]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_does_not_block_its_folder(tmp_path: Path) -> None:
+    crash_after(tmp_path, 2, every_n_steps=0, identity=IDENTITY, max_steps=4)
+    assert len(run(tmp_path, identity={**IDENTITY, "train_seed": 2}, max_steps=3).rows) == 3
+    assert '"train_seed": 2' in (tmp_path / "run.json").read_text()
 
 
 def test_without_resume_an_empty_checkpoints_folder_is_no_obstacle(tmp_path: Path) -> None:

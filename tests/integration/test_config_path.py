@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -154,6 +155,46 @@ def test_validation_goes_on_beside_training_and_alone(folder: Path, capsys):
     assert f"loss {last:.3f}" in capsys.readouterr().err
     assert Path("out/metrics.jsonl").read_text() == records
     assert list(Path("out/tensorboard/sft-model").iterdir()) == events
+
+
+def test_a_run_shorter_than_its_validation_interval_is_validated_at_its_end(folder: Path):
+    assert main(["sft", "run.yaml", "--validation_split_ratio", "0.25", "--max_steps", "2"]) == 0
+    records = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "val/loss" in record] == [2]
+
+
+def test_another_optimizer_in_the_same_folder_is_refused(folder: Path, capsys):
+    assert main(["sft", "run.yaml", "--max_steps", "1"]) == 0
+    assert main(["sft", "run.yaml", "--optimizer", "adamw_8bit"]) == 5
+    assert "optimizer.name: 'adamw' there, 'adamw_8bit' here" in capsys.readouterr().err
+
+
+def documented_commands(page: str) -> list[list[str]]:
+    """The commands of the page's shell block that runs `surogate fit`."""
+    text = (Path(__file__).resolve().parents[2] / page).read_text()
+    block = next(block for block in text.split("```bash\n")[1:] if "surogate fit" in block.partition("```")[0])
+    return [shlex.split(line)[1:] for line in block.partition("```")[0].splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/configuration.md"])
+def test_each_documented_command_of_the_nested_form_does_something(folder: Path, capsys, page: str):
+    flat = {**yaml.safe_load(FLAT), "output_dir": "output/first", "lora_rank": 2, "validation_split_ratio": 0.25}
+    (folder / "run.yaml").write_text(yaml.safe_dump(flat))
+    commands = documented_commands(page)
+    if commands[0][0] == "fit":  # a page that starts from a finished run
+        assert main(["sft", "run.yaml"]) == 0
+    for command in commands:
+        capsys.readouterr()
+        argv, _, file = " ".join(command).partition(" > ")
+        assert main(argv.split()) == 0
+        shown = capsys.readouterr()
+        assert "is finished" not in shown.err
+        if file:
+            (folder / file).write_text(shown.out)
+    adapter = json.loads(Path("output/second/adapter/adapter_config.json").read_text())
+    assert adapter["r"] == 4
+    assert len(losses("output/second")) == 4
 
 
 def test_a_broken_row_exits_with_the_code_of_data(folder: Path, capsys):

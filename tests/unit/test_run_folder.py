@@ -1,19 +1,20 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from surogate.errors import CheckpointError
-from surogate.run_folder import CheckpointStore, RunFolder, damage, replace_folder
+from surogate.run_folder import CheckpointStore, RunFolder, check_same_run, damage, replace_folder
 
 
-def save(store: CheckpointStore, step: int, content: bytes = b"weights") -> Path:
+def save(store: CheckpointStore, step: int, content: bytes = b"weights", **facts: object) -> Path:
     draft = store.draft(step)
     draft.mkdir(parents=True)
     (draft / "trainer.ckpt").write_bytes(content)
-    return store.commit(step, {"epochs": 0})
+    return store.commit(step, {"epochs": 0, **facts})
 
 
 @pytest.fixture
@@ -112,6 +113,7 @@ def test_a_run_is_finished_at_any_goal_it_has_reached(tmp_path: Path) -> None:
 def test_another_run_in_the_same_folder_is_named_by_every_value_that_differs(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.check_same_run({"model": "a"})
+    save(run.checkpoints, 1)
     run.record_run({"model": "a", "lora": {"rank": 8}, "datasets": [{"path": "x"}]})
     run.check_same_run({"model": "a", "lora": {"rank": 8}, "datasets": [{"path": "x"}]})
     run.check_same_run({})
@@ -125,4 +127,78 @@ def test_another_run_in_the_same_folder_is_named_by_every_value_that_differs(tmp
 def test_tuples_and_lists_are_the_same_identity(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.record_run({"target_modules": ("q", "v")})
+    save(run.checkpoints, 1)
     run.check_same_run({"target_modules": ("q", "v")})
+
+
+def test_a_run_that_left_nothing_does_not_keep_its_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = RunFolder(tmp_path)
+    run.record_run({"model": "a"})
+    run.metrics_jsonl.write_text("{}")
+    run.check_same_run({"model": "b"})
+    with caplog.at_level("INFO"):
+        run.record_run({"model": "b"})
+    assert "ended before it saved anything" in caplog.text
+    assert json.loads(run.run_json.read_text()) == {"model": "b"}
+
+
+@pytest.mark.parametrize("leaves", ["checkpoint", "adapter", "finished"])
+def test_a_run_that_left_anything_keeps_its_folder(tmp_path: Path, leaves: str) -> None:
+    run = RunFolder(tmp_path)
+    run.record_run({"model": "a"})
+    if leaves == "checkpoint":
+        save(run.checkpoints, 1)
+    elif leaves == "adapter":
+        run.adapter_dir.mkdir()
+    else:
+        run.mark_finished(1)
+    with pytest.raises(CheckpointError, match="different run"):
+        run.check_same_run({"model": "b"})
+
+
+def test_a_checkpoint_says_whose_it_is(store: CheckpointStore) -> None:
+    checkpoint = save(store, 1, identity={"model": "a"})
+    check_same_run(checkpoint, {"model": "a"})
+    check_same_run(checkpoint, {})
+    check_same_run(save(store, 2), {"model": "b"})
+    with pytest.raises(CheckpointError, match=r"checkpoints of a different run:\n  model: 'a' there, 'b' here"):
+        check_same_run(checkpoint, {"model": "b"})
+
+
+def test_a_checkpoint_dir_belongs_to_one_output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = RunFolder("a", "disk")
+    save(first.checkpoints, 1, output_dir=first.identifying_path())
+    first.check_own_checkpoints()
+    RunFolder(tmp_path / "a", tmp_path / "disk").check_own_checkpoints()
+    with pytest.raises(CheckpointError, match=r"belongs to the run in .*/a, not to the one in .*/b\."):
+        RunFolder("b", "disk").check_own_checkpoints()
+
+
+def test_a_run_moved_with_its_checkpoints_still_owns_them(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "a")
+    save(run.checkpoints, 1, output_dir=run.identifying_path())
+    moved = (tmp_path / "a").rename(tmp_path / "b")
+    RunFolder(moved).check_own_checkpoints()
+    RunFolder(moved, checkpoint_dir=moved).check_own_checkpoints()
+
+
+def test_a_run_set_aside_keeps_every_byte(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", tmp_path / "disk")
+    save(run.checkpoints, 1)
+    run.record_run({"model": "a"})
+    run.mark_finished(1)
+    run.adapter_dir.mkdir()
+    for path in (run.metrics_jsonl, run.metrics_csv, run.loss_png, run.adapter_dir / "weights", run.config_yaml):
+        path.write_text(path.name)
+    before = contents(tmp_path)
+    run.set_aside()
+    assert [path.name for path in run.path.iterdir() if ".before-" not in path.name] == ["config.yaml"]
+    assert not run.has_results() and not run.is_finished()
+    assert contents(tmp_path) == before
+    run.set_aside()
+    assert contents(tmp_path) == before
+
+
+def contents(folder: Path) -> list[bytes]:
+    return sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file())

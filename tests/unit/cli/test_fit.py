@@ -169,6 +169,37 @@ def test_the_folder_of_another_run_keeps_its_configuration(nested):
     assert Path("out/config.yaml").read_text() == before
 
 
+def test_another_model_in_the_same_folder_is_refused_also_from_the_saved_configuration(nested):
+    launch(nested)
+    with pytest.raises(CheckpointError, match=r"lora.rank: 3 there, 5 here"):
+        run("fit", ["--config", "out/config.yaml", "--model.init_args.lora.rank", "5"])
+    assert starts() == [0]
+
+
+def test_what_writes_into_the_folder_of_the_run_follows_it_to_another(nested):
+    loggers = [{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "out"}}]
+    loggers.append({"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "elsewhere"}})
+    nested["trainer"] |= {"logger": loggers, "log_every_n_steps": 1}
+    launch(nested)
+    before = Path("out/config.yaml").read_text()
+    run("fit", ["--config", "out/config.yaml", "--trainer.default_root_dir", "new", "--model.init_args.lora.rank", "5"])
+    assert [entry["rank"] for entry in RUNS if "start" in entry] == [3, 5]
+    assert Path("new/checkpoints/step_2").is_dir()
+    assert Path("out/config.yaml").read_text() == before
+    saved = yaml.safe_load(Path("new/config.yaml").read_text())["trainer"]
+    assert saved["callbacks"][0]["init_args"]["folder"] == "new"
+    assert [logger["init_args"]["save_dir"] for logger in saved["logger"]] == ["new", "elsewhere"]
+    run("fit", ["--config", "new/config.yaml", "--trainer.max_steps", "3"])
+    assert starts() == [0, 0, 2]
+
+
+def test_a_callback_with_a_folder_of_its_own_stays_there(nested, tmp_path):
+    nested["trainer"]["callbacks"] = [callback("surogate.callbacks.StepCheckpoints", folder="apart")]
+    (tmp_path / "n.yaml").write_text(yaml.safe_dump(nested))
+    run("fit", ["--config", "n.yaml", "--trainer.default_root_dir", "new"])
+    assert Path("apart/checkpoints/step_2").is_dir()
+
+
 def test_validation_takes_the_newest_checkpoint_or_the_base_model(nested, tmp_path, caplog):
     nested["trainer"]["limit_val_batches"] = None
     (tmp_path / "n.yaml").write_text(yaml.safe_dump(nested))

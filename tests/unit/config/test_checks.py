@@ -14,6 +14,12 @@ CONTRADICTIONS = [
     ("adapter_init_mode: trainable", "adapter_init_mode: trainable needs adapter_path"),
     ("lora_target_modules: [q_proj]\nmodules_to_save: [q_proj]", "q_proj stands in lora_target_modules and in"),
     ("lora_target_modules: []", "lora_target_modules is empty"),
+    ("init_lora_weights: loftq", "init_lora_weights: loftq is refused: it needs a quantised base"),
+    ("init_lora_weights: eva", "init_lora_weights: eva is refused: initialisation from the training data"),
+    ("init_lora_weights: corda", "init_lora_weights: corda is refused: initialisation from the training data"),
+    ("init_lora_weights: kaiming", "must be true, false, gaussian, pissa, pissa_niter_<number>, olora or orthogonal"),
+    ("init_lora_weights: pissa_niter_0", "got 'pissa_niter_0'"),
+    ("truncation_strategy: split", "truncation_strategy: split is refused: splitting belongs to raw text"),
     ("cooldown_steps: 5", "cooldown_steps needs lr_scheduler_type: wsd"),
     ("final_lr_fraction: 0.5\nlr_scheduler_type: constant", "final_lr_fraction needs a schedule that decays"),
     ("max_steps: 10\nwarmup_steps: 11", "do not fit into max_steps 10"),
@@ -44,6 +50,12 @@ ACCEPTED = [
     "validation_split_ratio: 0",
     "eval_steps: 5",
     "template: '{{ messages }}'",
+    "init_lora_weights: false",
+    "init_lora_weights: gaussian",
+    "init_lora_weights: pissa",
+    "init_lora_weights: pissa_niter_4",
+    "init_lora_weights: olora",
+    "init_lora_weights: orthogonal",
 ]
 
 

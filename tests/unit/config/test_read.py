@@ -121,8 +121,8 @@ def test_a_problem_in_one_dataset_does_not_hide_those_of_others(problems):
         ("output_dir: ''", "output_dir must be text that is not empty, got ''."),
         ("lr_scheduler_type: step", "lr_scheduler_type must be linear, cosine, constant or wsd, got 'step'."),
         ("lmhead_chunks: few", "lmhead_chunks must be a whole number above 0 or auto, got 'few'."),
-        ("lora_target_modules: all", "lora_target_modules must be a list such as [a, b], got 'all'."),
-        ("report_to: wandb", "report_to must be a list such as [wandb, tensorboard], got 'wandb'."),
+        ("lora_target_modules: 3", "lora_target_modules must be a list such as [a, b], got 3."),
+        ("report_to: aim", "report_to must be a list such as [wandb, tensorboard], got ['aim']."),
         ("learning_rate:", "learning_rate has no value. Remove the line to use the default, 0.0002."),
     ],
 )
@@ -140,9 +140,35 @@ def test_required_keys_are_named_with_their_meaning(problems):
     assert found[1].startswith("cfg.yaml: datasets is missing.")
 
 
-@pytest.mark.parametrize("value", ["rows.jsonl", "{path: rows.jsonl}", "[rows.jsonl]"])
+@pytest.mark.parametrize("value", ["rows.jsonl", "3", "[rows.jsonl]"])
 def test_datasets_that_are_no_list_of_mappings_are_refused(problems, value):
     assert "mapping" in problems(whole=f"model: m\ndatasets: {value}\n")[0]
+
+
+@pytest.mark.parametrize("key", ["report_to", "lora_target_modules", "modules_to_save", "wandb_tags"])
+def test_one_word_where_a_list_is_expected_becomes_a_list(read, key, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    more = "report_to: [wandb]\n" if key == "wandb_tags" else ""
+    for resolved in (read(f"{more}{key}: wandb\n"), read(more, f"--{key}", "wandb"), read(more, f"--{key}", "[wandb]")):
+        assert getattr(resolved.config, key) == ["wandb"]
+
+
+def test_one_mapping_where_a_list_is_expected_becomes_a_list(read, problems):
+    for resolved in (
+        read(whole="model: m\ndatasets: {path: rows.jsonl}\nvalidation_datasets: {path: rows.jsonl}\n"),
+        read("validation_datasets: [{path: rows.jsonl}]\n", "--datasets", "{path: rows.jsonl}"),
+        read("validation_datasets: {path: gone}\n", "--validation_datasets.0.path", "rows.jsonl"),
+    ):
+        assert [spec.path for spec in resolved.config.datasets] == ["rows.jsonl"]
+        assert [spec.path for spec in resolved.config.validation_datasets] == ["rows.jsonl"]
+    assert problems(whole="model: m\ndatasets:\n  pth: rows.jsonl\n")[0].startswith(
+        "cfg.yaml:2: datasets[0].pth is not"
+    )
+
+
+@pytest.mark.parametrize("text", ["2e-4", "'2e-4'", '"0.0002"'])
+def test_a_number_in_quotes_is_a_number(read, text):
+    assert read(f"learning_rate: {text}\n").config.learning_rate == 2e-4
 
 
 def test_a_key_that_is_set_twice_is_refused_at_any_depth(problems):

@@ -48,11 +48,17 @@ def rows_in(loader: Any) -> list[str]:
 
 
 def test_training_and_validation_share_no_row_and_lose_none(tokenizer: str, write_rows: Any) -> None:
-    data = a_module(tokenizer, [write_rows("a", range(20)), write_rows("b", range(20, 50))], validation_split_ratio=0.1)
+    data = a_module(tokenizer, [write_rows("a", range(20)), write_rows("b", range(20, 50))], validation_split_ratio=0.2)
     validation = [rows_in(loader) for loader in data.val_dataloader()]
     assert data.validation_names == ["a", "b"]
-    assert [len(rows) for rows in validation] == [2, 3]
+    assert all(validation) and sum(map(len, validation)) < 20
     assert sorted([*rows_in(data.train_dataloader()), *validation[0], *validation[1]]) == sorted(ROW_WORDS[:50])
+
+
+def test_a_row_of_two_data_sets_is_never_trained_on_and_validated_on(tokenizer: str, write_rows: Any) -> None:
+    data = a_module(tokenizer, [write_rows("a", range(40)), write_rows("b", range(20, 60))], validation_split_ratio=0.2)
+    validation = {row for loader in data.val_dataloader() for row in rows_in(loader)}
+    assert validation and not validation & set(rows_in(data.train_dataloader()))
 
 
 def test_validation_rows_come_in_file_order(tokenizer: str, write_rows: Any) -> None:

@@ -87,9 +87,22 @@ def test_a_limit_that_no_pack_can_hold_is_refused() -> None:
         LengthLimit.of(ChatSpec(truncation_strategy="split"), 64)
 
 
-@pytest.mark.parametrize(("count", "fraction", "expected"), [(100, 0.1, 10), (2, 0.01, 1), (3, 0.9, 2), (1, 0.5, 0)])
-def test_the_asked_share_is_held_out_but_never_all(count: int, fraction: float, expected: int) -> None:
+@pytest.mark.parametrize(("count", "fraction", "expected"), [(2, 1e-9, 1), (3, 1 - 1e-9, 2), (1, 0.5, 0)])
+def test_at_least_one_is_held_out_but_never_all(count: int, fraction: float, expected: int) -> None:
     assert held_out([conversation(i) for i in range(count)], fraction, seed=1).sum() == expected
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_the_asked_share_is_held_out(fraction: float) -> None:
+    assert held_out([conversation(i) for i in range(1000)], fraction, seed=1).mean() == pytest.approx(
+        fraction, abs=0.05
+    )
+
+
+def test_equal_conversations_of_two_sources_fall_on_the_same_side() -> None:
+    first, second = [conversation(i) for i in range(60)], [conversation(i) for i in range(30, 300)]
+    for seed in range(20):
+        assert np.array_equal(held_out(first, 0.2, seed)[30:], held_out(second, 0.2, seed)[:30])
 
 
 def test_a_ratio_of_zero_holds_nothing_out() -> None:

@@ -32,7 +32,7 @@ def test_named_columns_are_used() -> None:
     assert instruct(values, instruction_field="q", output_field="a") == [USER, ASSISTANT]
 
 
-@pytest.mark.parametrize("answer", [None, ""])
+@pytest.mark.parametrize("answer", [None, "", " \n\t"])
 def test_a_row_without_an_answer_has_no_assistant_turn(answer: str | None) -> None:
     assert instruct({"instruction": "hi", "output": answer}) == [USER]
 
@@ -132,6 +132,94 @@ def test_with_a_completion_column_only_the_completion_is_learned() -> None:
 def test_a_message_that_cannot_be_understood_is_refused_with_its_place(message: Any, sentence: str) -> None:
     with pytest.raises(DataError, match=f"rows.jsonl:7: .*{sentence}"):
         convert({"messages": [message]})
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None])
+def test_a_blank_last_answer_supervises_nothing(blank: str | None) -> None:
+    assert convert({"messages": [USER, {"role": "assistant", "content": " \n"}]}).messages == [USER]
+    spec = {"messages_field": "prompt", "completion_field": "completion"}
+    assert convert({"prompt": [USER], "completion": blank}, **spec).messages == [USER]
+    thought = {"role": "assistant", "content": "", "reasoning_content": "so"}
+    assert convert({"messages": [USER, thought]}).messages == [USER, thought]
+
+
+def test_a_prompt_and_a_completion_of_messages_are_one_conversation() -> None:
+    values = {"prompt": [USER, ASSISTANT, USER], "completion": [ASSISTANT]}
+    detected = detect_type(list(values), DatasetSpec())
+    messages = to_conversation(SourceRow(values, "rows.jsonl:7"), detected).messages
+    assert messages == [USER, {**ASSISTANT, "train": False}, USER, ASSISTANT]
+    fields = {"instruction_field": "prompt", "output_field": "completion"}
+    assert instruct(values, **fields, system_prompt="S")[0] == {"role": "system", "content": "S"}
+    with pytest.raises(DataError, match=r"rows.jsonl:7: prompt_format is for text"):
+        instruct(values, **fields, prompt_format="{instruction}")
+
+
+def test_content_in_parts_of_text_is_flattened() -> None:
+    parts = [{"type": "text", "text": "h", "image": None}, {"type": "text", "text": "i"}]
+    assert convert({"messages": [{"role": "user", "content": parts}, ASSISTANT]}).messages == [USER, ASSISTANT]
+
+
+@pytest.mark.parametrize(
+    ("values", "spec"),
+    [
+        ({"instruction": "hi", "output": ["hello"]}, {"type": "instruction"}),
+        ({"instruction": {"a": 1}, "output": "hello"}, {"type": "instruction"}),
+        ({"instruction": "hi", "input": [1], "output": "hello"}, {"type": "instruction"}),
+        ({"instruction": "hi", "output": True}, {"type": "instruction"}),
+        ({"instruction": "hi", "output": "o", "s": ["x"]}, {"type": "instruction", "system_prompt_field": "s"}),
+        ({"messages": [{"role": "user", "content": {"a": 1}}]}, {}),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}]}, {}),
+        ({"messages": [{"role": "user", "content": ["hi"]}]}, {}),
+        ({"messages": [USER], "answer": {"a": 1}}, {"completion_field": "answer"}),
+        ({"messages": [USER], "s": ["x"]}, {"system_field": "s"}),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_place(values: dict[str, Any], spec: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: .* must be "):
+        convert(values, **spec)
+
+
+@pytest.mark.parametrize("role", [7, ["user"], {"a": 1}, None])
+def test_a_role_that_is_no_text_is_refused(role: Any) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: unknown role"):
+        convert({"messages": [{"role": role, "content": "hi"}]})
+
+
+@pytest.mark.parametrize(
+    ("field", "columns"),
+    [
+        ("messages_field", ["messages", "conversations"]),
+        ("instruction_field", ["instruction", "output"]),
+        ("output_field", ["instruction", "output"]),
+        ("input_field", ["instruction", "input", "output"]),
+        ("system_prompt_field", ["instruction", "output"]),
+        ("tools_field", ["messages"]),
+        ("text_field", ["text"]),
+    ],
+)
+def test_a_named_column_that_is_absent_is_never_replaced_by_a_usual_one(field: str, columns: list[str]) -> None:
+    with pytest.raises(DataError, match=f"{field} is 'typo', but the data set has only the columns {columns[0]}"):
+        detect_type(columns, DatasetSpec(path="rows.jsonl", **{field: "typo"}))
+
+
+def test_named_instruction_columns_decide_over_usual_ones() -> None:
+    found = detect_type(["messages", "question", "label"], DatasetSpec(output_field="label"))
+    assert (found.type, found.instruction_field, found.output_field) == ("instruction", "question", "label")
+
+
+@pytest.mark.parametrize(
+    ("columns", "spec", "sentence"),
+    [
+        (["messages"], {"system_prompt_type": "fixed"}, "system_prompt_type belongs to type instruction.*conversation"),
+        (["messages"], {"prompt_format": "{input}"}, "prompt_format belongs to type instruction.*conversation"),
+        (["question", "answer", "t"], {"tools_field": "t"}, "tools_field belongs to type conversation.*instruction"),
+    ],
+)
+def test_a_key_of_another_type_than_the_detected_one_is_refused(
+    columns: list[str], spec: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence):
+        detect_type(columns, DatasetSpec(**spec))
 
 
 @pytest.mark.parametrize(

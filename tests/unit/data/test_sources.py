@@ -3,6 +3,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import logging
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,8 @@ def write_arrow_stream(path: Path, table: pyarrow.Table) -> None:
         ("rows.csv", lambda path: path.write_text("question,answer\n" + "".join(f"q{i},a{i}\n" for i in range(3)))),
         ("array.json", lambda path: path.write_text("\ufeff" + json.dumps(VALUES, indent=1), encoding="utf-8")),
         ("lines.json", lambda path: path.write_text(JSON_LINES)),
+        ("wrapped.json", lambda path: path.write_text(json.dumps({"version": "1", "data": VALUES}))),
+        ("indented.json", lambda path: path.write_text(json.dumps({"data": VALUES}, indent=1))),
     ],
 )
 def test_other_file_types_give_the_same_rows(tmp_path: Path, name: str, write: Callable[[Path], object]) -> None:
@@ -98,6 +101,8 @@ def test_samples_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> No
         ("rows.jsonl", '{"a": 1}\n[1, 2]\n', r"rows\.jsonl:2: a row must be a JSON object of columns, got list"),
         ("rows.json", '[\n{"a": 1},\n{"a" 2}\n]', r"rows\.json:3: broken JSON"),
         ("rows.json", '[{"a": 1}, 7]', r"rows\.json:row 2: a row must be a JSON object"),
+        ("rows.json", '{"data": [\n{"a": 1},\n{"a" 2}\n]}', r"rows\.json:3: broken JSON"),
+        ("rows.json", '{"a": 1}\n{"a" 2}', r"rows\.json:2: broken JSON line"),
         ("rows.csv", "a,b\n1,2\n3\n", r"rows\.csv:3: the row has not the 2 fields"),
         ("rows.parquet", "no parquet", "broken parquet file"),
         ("rows.arrow", "no arrow", "broken arrow file"),
@@ -126,3 +131,97 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
 def test_a_hub_data_set_that_cannot_be_loaded_is_refused_with_what_was_asked_for() -> None:
     with pytest.raises(DataError, match=r"'nobody/nothing' is no local path.*split 'train'"):
         open_rows(DatasetSpec(path="nobody/nothing"))
+
+
+def test_a_json_file_of_one_conversation_is_one_row(tmp_path: Path) -> None:
+    row = {"id": 1, "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    (tmp_path / "row.json").write_text(json.dumps(row, indent=1))
+    assert [row.values for row in rows_of(tmp_path / "row.json")] == [row]
+
+
+def a_folder(root: Path, *names: str) -> Path:
+    """Write files of one row each, which holds the file's name."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row = {"n": name}
+        if path.suffix == ".parquet":
+            parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+        else:
+            path.write_text(json.dumps(row) + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "spec", "expected"),
+    [
+        (["train.jsonl", "test.jsonl", "validation.jsonl"], {}, ["train.jsonl"]),
+        (["train.jsonl", "test.jsonl"], {"split": "test"}, ["test.jsonl"]),
+        (["train.jsonl", "val.jsonl"], {"split": "validation"}, ["val.jsonl"]),
+        (["gsm_train.jsonl", "gsm_test.jsonl"], {}, ["gsm_train.jsonl"]),
+        (["train.jsonl", "extra.jsonl"], {}, ["train.jsonl"]),
+        (["crash-test-reports.jsonl", "b.jsonl"], {}, ["b.jsonl", "crash-test-reports.jsonl"]),
+        (
+            ["test-00000-of-00001.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+            {},
+            ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+        ),
+        (["gsm-test-00000-of-00001.jsonl", "gsm-train-00000-of-00001.jsonl"], {}, ["gsm-train-00000-of-00001.jsonl"]),
+        (["train_sft.jsonl", "train_gen.jsonl"], {"split": "train_sft"}, ["train_sft.jsonl"]),
+        (["train/a.jsonl", "test/a.jsonl"], {}, ["train/a.jsonl"]),
+        (["de/train.jsonl", "en/train.jsonl", "en/test.jsonl"], {"subset": "en"}, ["train.jsonl"]),
+    ],
+)
+def test_a_folder_of_splits_gives_the_files_of_one(
+    tmp_path: Path, names: list[str], spec: dict[str, str], expected: list[str]
+) -> None:
+    rows = rows_of(a_folder(tmp_path, *names), **spec)
+    inside = tmp_path / spec.get("subset", "")
+    assert [row.origin.rpartition(":")[0] for row in rows] == [str(inside / name) for name in expected]
+
+
+@pytest.mark.parametrize(
+    ("names", "spec", "sentence"),
+    [
+        (["test.jsonl", "dev.jsonl"], {}, "split is 'train', but no file is named after it.*test, validation"),
+        (["a.jsonl"], {"split": "test"}, "split is 'test', but no file is named after it.*no split"),
+        (["train.jsonl"], {"split": "train[:10]"}, r"split is 'train\[:10\]'"),
+        (["train.jsonl"], {"subset": "en"}, "subset is 'en', but there is no folder"),
+    ],
+)
+def test_a_split_or_subset_that_a_folder_has_not_is_refused(
+    tmp_path: Path, names: list[str], spec: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence):
+        rows_of(a_folder(tmp_path, *names), **spec)
+
+
+@pytest.mark.parametrize("spec", [{"split": "test"}, {"subset": "en"}])
+def test_a_split_or_subset_of_one_file_is_refused(tmp_path: Path, spec: dict[str, str]) -> None:
+    with pytest.raises(DataError, match="this is one file; split and subset choose within hub ids and folders only"):
+        rows_of(a_folder(tmp_path, "rows.jsonl") / "rows.jsonl", **spec)
+
+
+def test_the_files_that_a_split_leaves_out_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="surogate")
+    rows_of(a_folder(tmp_path, "train.jsonl", "test.jsonl"))
+    assert "split train is 1 of the folder's 2 files" in caplog.text
+
+
+def test_hidden_files_and_files_about_the_data_are_not_rows(tmp_path: Path) -> None:
+    others = [".hidden.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", "README.txt", "dataset_infos.json"]
+    rows = rows_of(a_folder(tmp_path, "a.jsonl", *others))
+    assert [row.values["n"] for row in rows] == ["a.jsonl"]
+
+
+def test_a_saved_data_set_is_read_with_its_splits(tmp_path: Path) -> None:
+    import datasets
+
+    train = datasets.Dataset.from_list(VALUES)
+    train.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=train, test=train.select([2])).save_to_disk(tmp_path / "two")
+    assert [row.values for row in rows_of(tmp_path / "one")] == VALUES
+    assert [row.values for row in rows_of(tmp_path / "two")] == VALUES
+    assert [row.values for row in rows_of(tmp_path / "two", split="test")] == VALUES[2:]
+    with pytest.raises(DataError, match="split is 'dev', but the saved data set has train, test"):
+        rows_of(tmp_path / "two", split="dev")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +13,8 @@ from support.tiny import Recorder, fit, random_rows, save_tiny_model, step_batch
 from torch.utils.data import DataLoader
 
 from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
-from surogate.errors import CheckpointError
+from surogate.errors import CheckpointError, ModelError
+from surogate.models.load import load_model
 from surogate.models.weights import is_deferred
 from surogate.modes import SftModule
 from surogate.precision import RecipePrecision
@@ -104,3 +106,16 @@ def test_a_precision_plugin_that_defers_gets_a_meta_model_and_the_losses_stay_th
     trainer.fit(module_of(model_folder), DataLoader(BATCHES[:2], batch_size=None))
     assert plugin.deferred == 20
     assert [s["loss"] for s in recorder.steps] == [s["loss"] for s in expected]
+
+
+def test_a_row_longer_than_the_models_positions_is_refused(model_folder: Path) -> None:
+    """The tiny model knows 256 positions."""
+    module = module_of(model_folder)
+    module.model = load_model(module.model_spec)
+    for longest in (256, 257):
+        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(longest_row_len=longest))  # type: ignore[assignment]
+        if longest > 256:
+            with pytest.raises(ModelError, match=r"257 tokens.*256 positions"):
+                module._check_positions()
+        else:
+            module._check_positions()

@@ -1,0 +1,55 @@
+"""What makes a run itself, taken from its nested configuration: with other values in the same folder it is another run.
+
+What is not here: where that is recorded and compared (run_folder.py). How long a run goes on, how fast it learns, how
+it is reported and how its work is laid out in memory may change between a stop and a resume, and stand apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+from typing import Any
+
+from surogate.config.parts import DatasetSpec
+
+Nested = dict[str, Any]
+
+_FREE_IN_MODEL = {"recompute", "attn_implementation", "trust_remote_code"}
+_FIXED_IN_BATCH = {"sequence_len", "sample_packing", "train_seed", "eval_seed"}
+
+
+def run_identity(model: Nested, data: Nested) -> Nested:
+    """Return the identity of a run as plain data; parts that a class of one's own does not have are left out.
+
+    Args:
+        model: the nested configuration's `model`, with class_path and init_args.
+        data: its `data`.
+    """
+    module, rows = model.get("init_args") or {}, data.get("init_args") or {}
+    identity = {
+        "model": _only(module.get("model"), lambda key: key not in _FREE_IN_MODEL),
+        "lora": module.get("lora"),
+        "optimizer": _only(module.get("optim"), lambda key: key == "name"),
+        "datasets": _told_apart_by(rows.get("datasets")),
+        "validation_datasets": _told_apart_by(rows.get("validation_datasets")),
+        "validation_split_ratio": rows.get("validation_split_ratio"),
+        "chat": rows.get("chat"),
+        "batch": _only(rows.get("batch"), lambda key: key in _FIXED_IN_BATCH),
+    }
+    return deepcopy({key: value for key, value in identity.items() if value is not None})
+
+
+def _only(part: Any, is_fixed: Callable[[str], bool]) -> Any:
+    return {key: value for key, value in part.items() if is_fixed(key)} if isinstance(part, dict) else part
+
+
+def _told_apart_by(specs: Any) -> Any:
+    """Return the entries without their defaults, so that a message shows little."""
+    if specs is None:
+        return None
+    default = asdict(DatasetSpec())
+    return [
+        {key: value for key, value in spec.items() if value != default.get(key)} if isinstance(spec, dict) else spec
+        for spec in specs
+    ]

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from surogate.config.flat import SftConfig
+from surogate.config.identity import run_identity
+from surogate.config.lower import to_lightning
+from surogate.config.parts import DatasetSpec
+
+
+def identity(**changes: Any) -> dict[str, Any]:
+    keys = {"model": "some/model", "datasets": [DatasetSpec(path="rows.jsonl")], **changes}
+    nested = to_lightning(SftConfig(**keys), {})
+    return run_identity(nested["model"], nested["data"])
+
+
+OTHER_RUNS = [
+    {"model": "other"},
+    {"model_type": "llama"},
+    {"model_dtype": "float32"},
+    {"max_model_len": 8192},
+    {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    {"lora_rank": 8},
+    {"optimizer": "adamw"},
+    {"datasets": [DatasetSpec(path="other.jsonl")]},
+    {"validation_split_ratio": 0.2},
+    {"loss_scale": "all"},
+    {"train_seed": 1},
+    {"sequence_len": 8},
+]
+
+SAME_RUN = [
+    {"max_steps": 8},
+    {"learning_rate": 1.0},
+    {"gpus": 2},
+    {"save_steps": 1},
+    {"recompute": False},
+    {"attn_implementation": "eager"},
+    {"trust_remote_code": True},
+    {"per_device_train_batch_size": 1},
+    {"gradient_accumulation_steps": 8},
+    {"output_dir": "elsewhere"},
+]
+
+
+@pytest.mark.parametrize("change", OTHER_RUNS, ids=str)
+def test_what_makes_another_run_changes_its_identity(change):
+    assert identity(**change) != identity()
+
+
+@pytest.mark.parametrize("change", SAME_RUN, ids=str)
+def test_what_may_change_between_stop_and_resume_leaves_its_identity(change):
+    assert identity(**change) == identity()
+
+
+def test_the_defaults_of_a_dataset_do_not_stand_in_it():
+    assert identity()["datasets"] == [{"path": "rows.jsonl"}]
+
+
+def test_classes_of_ones_own_have_the_parts_that_they_have():
+    model = {"class_path": "my.Module", "init_args": {"model": "a name"}}
+    assert run_identity(model, {"class_path": "my.Data"}) == {"model": "a name"}
+
+
+def test_it_is_plain_data_that_shares_nothing():
+    assert yaml.safe_load(yaml.safe_dump(identity())) == identity()
