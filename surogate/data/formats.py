@@ -168,7 +168,7 @@ def _from_prompt_messages(row: SourceRow, spec: DatasetSpec) -> Conversation:
                 f"{row.origin}: {key} is for text, but column {spec.instruction_field!r} is a list of messages. "
                 f"Remove {key}."
             )
-    columns = {"messages_field": spec.instruction_field, "completion_field": spec.output_field}
+    columns: dict[str, Any] = {"messages_field": spec.instruction_field, "completion_field": spec.output_field}
     conversation = _from_messages(row, replace(spec, type="conversation", **columns))
     return replace(conversation, messages=_with_system(conversation.messages, _system_prompt(row, spec)))
 
@@ -258,7 +258,9 @@ def _content(content: Any, row: SourceRow) -> str:
     """Flatten the parts of a message's content."""
     if not isinstance(content, list):
         return _text(content, row, "content")
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+    texts: list[Any] = [
+        part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
+    ]
     for part, text in zip(content, texts, strict=True):
         if not isinstance(text, str):
             raise DataError(
