@@ -108,9 +108,9 @@ class DatasetSpec:
     name: str | None = None
     """Name in metrics. Default: the file's stem."""
     subset: str | None = None
-    """Configuration of a hub data set that has several."""
+    """Configuration of a hub data set that has several, or a subfolder of a local folder."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set; of a local folder, the files named after it, where any are named after splits."""
     samples: int | None = None
     """Use only the first N rows."""
     weight: float = 1.0
