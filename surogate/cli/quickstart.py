@@ -27,7 +27,7 @@ CONFIG = Path("configs/sft/quickstart.yaml")
 NUM_HELD_OUT_COUNTRIES = 60
 DESCRIPTION = """\
 Fine-tune SmolLM2-135M-Instruct with LoRA on short facts about countries, and ask about countries that training
-never mentioned, before and after. About 3 minutes of training on 2 CPU cores; no GPU, no hub. Run it again, and a
+never mentioned, before and after. Under 4 minutes of training on 2 CPU cores; no GPU, no hub. Run it again, and a
 stopped run goes on, a finished one shows its result."""
 EXAMPLE = """\
 example:
