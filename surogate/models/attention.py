@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from itertools import pairwise
 from typing import Any
@@ -95,14 +96,22 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, cu: Tensor, max_len: int,
 
     rows, heads, length, size = query.shape
     grouping: dict[str, Any] = {}
-    if heads != key.shape[1] and "enable_gqa" in signature(varlen_attn).parameters:
+    if heads != key.shape[1] and _varlen_groups_heads():
         grouping = {"enable_gqa": True}
-    elif heads != key.shape[1]:  # torch 2.11 wants as many key heads as query heads
+    elif heads != key.shape[1]:
         key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     q, k, v = (x.transpose(1, 2).reshape(rows * length, -1, x.shape[-1]) for x in (query, key, value))
     left = -1 if shape.window is None else shape.window - 1  # flash attention does not count the token itself
     out_NHD: Any = varlen_attn(q, k, v, cu, cu, max_len, max_len, scale=shape.scale, window_size=(left, 0), **grouping)
     return out_NHD.view(rows, length, heads, size)
+
+
+@cache
+def _varlen_groups_heads() -> bool:
+    """Whether this torch shares key heads among query heads itself; 2.11 wants as many of one as of the other."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in signature(varlen_attn).parameters
 
 
 def _each_document(query: Tensor, key: Tensor, value: Tensor, cu: Tensor, shape: ScoreShape) -> Tensor:

@@ -67,23 +67,27 @@ class Recorder(pl.Callback):
         self.steps.append({key: float(value) for key, value in module.step_metrics.items()})
 
 
+def quiet_trainer(recorder: pl.Callback, **changes: Any) -> pl.Trainer:
+    """A Trainer for one epoch on the CPU that writes and prints nothing."""
+    values: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "callbacks": [recorder],
+        "plugins": [RecipePrecision()],
+    }
+    return pl.Trainer(**{**values, **changes})
+
+
 def fit(
     module: pl.LightningModule, batches: Sequence[StepBatch], recorder: Recorder | None = None, **trainer_args: Any
 ) -> list[dict[str, float]]:
     """Train one step a batch on the CPU and return the metrics of each."""
     recorder = recorder or Recorder()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=[recorder],
-        plugins=[RecipePrecision()],
-        **trainer_args,
-    )
-    trainer.fit(module, DataLoader(list(batches), batch_size=None))
+    quiet_trainer(recorder, **trainer_args).fit(module, DataLoader(list(batches), batch_size=None))
     return recorder.steps

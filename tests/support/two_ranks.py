@@ -7,14 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-import lightning.pytorch as pl
 import torch
-from support.tiny import Recorder, random_rows, step_batch
+from support.tiny import Recorder, quiet_trainer, random_rows, step_batch
 from torch.utils.data import DataLoader
 
 from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
 from surogate.modes import SftModule
-from surogate.precision import RecipePrecision
 
 
 def main(model_folder: str, out: str) -> None:
@@ -29,20 +27,7 @@ def main(model_folder: str, out: str) -> None:
         OptimSpec(name="adamw", learning_rate=5e-3, schedule="constant", weight_decay=0.0),
     )
     recorder = Recorder()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        callbacks=[recorder],
-        plugins=[RecipePrecision()],
-    )
+    trainer = quiet_trainer(recorder, devices=2, strategy="ddp", use_distributed_sampler=False)
     trainer.fit(module, DataLoader([shares[rank]], batch_size=None))
     if trainer.is_global_zero:
         Path(out).write_text(json.dumps(recorder.steps[0]))

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from support.tiny import Recorder, fit, random_rows, save_tiny_model, step_batch
+from support.tiny import Recorder, fit, quiet_trainer, random_rows, save_tiny_model, step_batch
 from torch.utils.data import DataLoader
 
 from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
@@ -43,17 +43,7 @@ class SaveAtEnd(Recorder):
 
 def resume(module: SftModule, path: Path, max_steps: int) -> list[dict[str, float]]:
     recorder = Recorder()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=max_steps,
-        max_epochs=-1,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=[recorder],
-        plugins=[RecipePrecision()],
-        **quiet,  # type: ignore[arg-type]
-    )
+    trainer = quiet_trainer(recorder, max_steps=max_steps, max_epochs=-1)
     trainer.fit(module, DataLoader(BATCHES[:4], batch_size=None), ckpt_path=str(path), weights_only=True)
     return recorder.steps
 
@@ -92,17 +82,7 @@ class DeferringPrecision(RecipePrecision):
 def test_a_precision_plugin_that_defers_gets_a_meta_model_and_the_losses_stay_the_same(model_folder: Path) -> None:
     expected = fit(module_of(model_folder), BATCHES[:2])
     plugin, recorder = DeferringPrecision(), Recorder()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=[recorder],
-        plugins=[plugin],
-    )
+    trainer = quiet_trainer(recorder, plugins=[plugin])
     trainer.fit(module_of(model_folder), DataLoader(BATCHES[:2], batch_size=None))
     assert plugin.deferred == 20
     assert [s["loss"] for s in recorder.steps] == [s["loss"] for s in expected]
