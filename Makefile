@@ -16,6 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && command -v $$p && break; done)
 
 export HF_HOME := $(CACHE)/huggingface
+export SUROGATE_CACHE := $(CACHE)/surogate
 export TORCH_HOME := $(CACHE)/torch
 export TRITON_CACHE_DIR := $(CACHE)/triton
 export TORCHINDUCTOR_CACHE_DIR := $(CACHE)/inductor

@@ -30,10 +30,12 @@ class TokenRow:
     Attributes:
         input_ids: (T,) int32.
         loss_mask: (T,) bool, true where the token itself is a target. The first token can never be one.
+        next_token: the target of the last token, where the row is a piece of a document that goes on in another row.
     """
 
     input_ids: np.ndarray
     loss_mask: np.ndarray
+    next_token: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -63,7 +65,8 @@ class PackedRow:
         targets = np.concatenate([row.loss_mask for row in rows])
         labels = np.full(len(input_ids), IGNORE, dtype=np.int64)
         labels[:-1] = np.where(targets[1:], input_ids[1:], IGNORE)
-        labels[ends - 1] = IGNORE  # the last token of a document has no successor of its own
+        # The last token of a document has no successor, that of a piece one which lies in another row.
+        labels[ends - 1] = [IGNORE if row.next_token is None else row.next_token for row in rows]
         position_ids = np.concatenate([np.arange(len(row)) for row in rows])
         return cls(input_ids, labels, position_ids, ends)
 

@@ -1,4 +1,4 @@
-"""Where a model or a data set lies: a path, a file inside an installed package, or a hub id.
+"""Where a model or a data set lies: a path, a file inside an installed package, a hub id, or a URL.
 
 What is not here: opening it (data/sources.py, data/tokenizers.py, models/). The one idea: a location is settled before
 anything is imported or downloaded, so that a misspelt path fails at once and a local one never touches the network.
@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from surogate.errors import DataError, SurogateError
 
 _PACKAGE_SCHEME = "pkg://"
+_FILE_SCHEME = "file://"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _FILE_SUFFIX = re.compile(r"\.(gguf|safetensors|jsonl?|parquet|csv|arrow|txt|gz|zst|xz|bz2)$", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.:-]*://)([^\s'\"<>]*)", re.IGNORECASE)
 
 
 def is_hub_id(location: str) -> bool:
@@ -23,34 +26,52 @@ def is_hub_id(location: str) -> bool:
     return looks_like_one and not Path(location).exists()
 
 
-def resolve(location: str, error: type[SurogateError] = DataError) -> str | Path:
-    """Turn a location as the user typed it into a path, or leave it as a hub id.
+def is_url(location: str) -> bool:
+    """Tell whether a location is a URL, such as `s3://bucket/rows.jsonl`; `pkg://` is a place on this machine."""
+    return "://" in location and not location.startswith(_PACKAGE_SCHEME)
+
+
+def without_credentials(text: str) -> str:
+    """Take user, password and query, where signatures and tokens stand, out of every URL in a text."""
+
+    def public(url: re.Match[str]) -> str:
+        rest = re.sub(r"[?#].*", "", url[2], flags=re.DOTALL)
+        authority, slash, path = rest.partition("/")
+        return url[1] + authority.rpartition("@")[2] + slash + path
+
+    return _URL.sub(public, text)
+
+
+def resolve(location: str, error: type[SurogateError] = DataError, *, urls: bool = False) -> str | Path:
+    """Turn a location as the user typed it into a path, or leave it as a hub id or a URL.
 
     Args:
-        location: an existing path, `pkg://package/file`, or a hub id.
+        location: an existing path, `pkg://package/file`, a hub id, or a URL.
         error: the class to raise, ModelError where a model is meant.
+        urls: allow URLs, as data sets do.
 
     Returns:
-        A path that exists, or the hub id.
+        A path that exists, the hub id, or the URL.
 
     Raises:
-        SurogateError: as `error`; there is no such path, package or file.
+        SurogateError: as `error`; there is no such path, package or file, or a URL is not allowed.
     """
     if location.startswith(_PACKAGE_SCHEME):
         return _package_file(location, error)
-    if "://" in location:
+    if is_url(location) and not urls:
         raise error(
-            f"{location!r} cannot be read: allowed are a local path, pkg://package/file and a hub id. "
-            "Copy the files to this machine first."
+            f"{without_credentials(location)!r} cannot be read: allowed are a local path, pkg://package/file and a hub "
+            "id. Copy the files to this machine first."
         )
-    path = Path(location).expanduser()
+    if is_url(location) and not location.startswith(_FILE_SCHEME):
+        return location
+    path = Path(unquote(location.removeprefix(_FILE_SCHEME)) if is_url(location) else location).expanduser()
     if location and path.exists():
         return path
     if is_hub_id(location):
         return location
-    raise error(
-        f"{location!r} does not exist (looked in {Path.cwd()}). Give an existing path, pkg://package/file or a hub id."
-    )
+    allowed = "an existing path, pkg://package/file" + (", a hub id or a URL." if urls else " or a hub id.")
+    raise error(f"{location!r} does not exist (looked in {Path.cwd()}). Give {allowed}")
 
 
 def _package_file(location: str, error: type[SurogateError]) -> Path:

@@ -117,9 +117,11 @@ class RunFolder:
         self.config_yaml = self.path / "config.yaml"
         self.surogate_yaml = self.path / "surogate.yaml"
         self.adapter_dir = self.path / "adapter"
+        self.model_dir = self.path / "model"
         self.metrics_jsonl = self.path / "metrics.jsonl"
         self.metrics_csv = self.path / "metrics.csv"
         self.loss_png = self.path / "loss.png"
+        self.samples_txt = self.path / "samples.txt"
         self.environment_json = self.path / "environment.json"
         self.run_json = self.path / "run.json"
         self.finished_json = self.path / "finished.json"
@@ -197,7 +199,8 @@ class RunFolder:
 
     def has_results(self) -> bool:
         """Tell whether a run has left anything here that would be a loss."""
-        return bool(self.checkpoints.steps()) or self.adapter_dir.exists() or self.finished_json.exists()
+        results = (self.adapter_dir, self.model_dir, self.finished_json)
+        return bool(self.checkpoints.steps()) or any(path.exists() for path in results)
 
     def set_aside(self) -> None:
         """Rename what a run has left here to `<name>.before-<time>`, so that another one can start."""
@@ -206,7 +209,7 @@ class RunFolder:
         suffix = f".before-{datetime.now():%Y%m%d-%H%M%S-%f}"
         files = (self.metrics_jsonl, self.metrics_csv, self.loss_png, self.run_json)
         # Results go last: cut short before them, this is done again and completed by the next start.
-        for path in (*files, self.adapter_dir, self.finished_json, self.checkpoints_dir):
+        for path in (*files, self.adapter_dir, self.model_dir, self.finished_json, self.checkpoints_dir):
             if path.exists():
                 os.replace(path, path.with_name(path.name + suffix))
         _log.info("Starting afresh in %s; what was there is kept under names that end in %s.", self.path, suffix)

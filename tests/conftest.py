@@ -5,16 +5,23 @@ The one idea: a skipped test is a test that nobody runs, so each needs a line in
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+
+# Tokenised data of a test must not be found by the next one's run; subprocesses inherit the folder.
+os.environ["SUROGATE_CACHE"] = CACHE = mkdtemp(prefix="surogate-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 UNLISTED = pytest.StashKey[list[str]]()

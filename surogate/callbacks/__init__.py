@@ -6,7 +6,9 @@ from surogate.callbacks.environment import EnvironmentRecord
 from surogate.callbacks.final_validation import FinalValidation
 from surogate.callbacks.loss_plot import LossPlot
 from surogate.callbacks.metrics import MetricsWriter
+from surogate.callbacks.model_export import ModelExport
 from surogate.callbacks.progress import ProgressLine
+from surogate.callbacks.text_samples import TextSamples
 
 __all__ = [
     "AdapterExport",
@@ -14,6 +16,8 @@ __all__ = [
     "FinalValidation",
     "LossPlot",
     "MetricsWriter",
+    "ModelExport",
     "ProgressLine",
     "StepCheckpoints",
+    "TextSamples",
 ]

@@ -41,11 +41,18 @@ class MetricsWriter(WindowCallback):
         self._columns: list[str] = []
 
     @override
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._forget_after(-1, trainer)  # another start may have got this far and no further
+
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._forget_after(trainer.global_step, trainer)
+
+    def _forget_after(self, step: int, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
         self._jsonl.parent.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_records(self._jsonl) if record["step"] <= trainer.global_step]
+        kept = [record for record in read_records(self._jsonl) if record["step"] <= step]
         draft = self._jsonl.with_name(f"{self._jsonl.name}.tmp")
         draft.write_text("".join(map(_to_line, kept)), encoding="utf-8")
         os.replace(draft, self._jsonl)
@@ -64,11 +71,12 @@ class MetricsWriter(WindowCallback):
             "data/packing_efficiency": summary.packing_efficiency,
             "memory/peak_gib": peak_memory_gib(),
         }
-        self._record(trainer, metrics)
+        data: Any = getattr(trainer, "datamodule", None)
+        self._record(trainer, metrics | (data.realised_mix() if hasattr(data, "realised_mix") else {}))
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
             self._record(trainer, validation_metrics(trainer))
 
     def _record(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:

@@ -28,6 +28,7 @@ class ProgressLine(WindowCallback):
         self._num_steps: int | None = None
         self._steps_seen = 0
         self._seconds_seen = 0.0
+        self._before_training: dict[str, float] = {}
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -59,9 +60,13 @@ class ProgressLine(WindowCallback):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking and trainer.is_global_zero:
-            for line in describe_validation(validation_metrics(trainer)):
-                self._print(line)
+        if not trainer.is_global_zero:
+            return
+        metrics = validation_metrics(trainer)
+        if trainer.sanity_checking:
+            self._before_training = metrics
+        for line in describe_validation(metrics, {} if trainer.sanity_checking else self._before_training):
+            self._print(line)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -101,8 +106,13 @@ def describe(summary: StepSummary) -> str:
     )
 
 
-def describe_validation(metrics: dict[str, float]) -> list[str]:
-    """Write one line per dataset: `val factbook loss 1.23 ppl 3.4 acc 45.6 %`."""
+def describe_validation(metrics: dict[str, float], before: dict[str, float]) -> list[str]:
+    """Write one line per dataset: `val factbook loss 1.23 ppl 3.4 (7.8 before training) acc 45.6 %`.
+
+    Args:
+        metrics: of the validation.
+        before: of the one before the first step, where there was one.
+    """
     names = [name.removeprefix("val/").removesuffix("/loss") for name in metrics if name.endswith("/loss")]
     lines = []
     for name in sorted(name for name in names if name != "loss") or ["loss"]:
@@ -111,6 +121,8 @@ def describe_validation(metrics: dict[str, float]) -> list[str]:
             continue
         loss = metrics[f"{prefix}/loss"]
         line = f"{prefix.replace('/', ' ', 1)} loss {loss:.3f} ppl {perplexity(loss):.2f}"
+        if f"{prefix}/loss" in before:
+            line += f" ({perplexity(before[f'{prefix}/loss']):.2f} before training)"
         accuracy = metrics.get(f"{prefix}/accuracy")
         lines.append(line if accuracy is None else f"{line} acc {100 * accuracy:.1f} %")
     return lines

@@ -6,7 +6,12 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from surogate.errors import ModelError
+
+if TYPE_CHECKING:
+    from surogate.models.inference import FoundModel
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +21,6 @@ def add_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None
     parser.add_argument(
         "location", metavar="RUN_OR_MODEL", help="folder of a run or adapter, or a model: folder, .gguf, pkg://, hub id"
     )
-    parser.add_argument("--adapter", metavar="DIR", help="adapter to use instead of the run's own")
     parser.add_argument("--system", metavar="TEXT", help="system prompt; default the run's own")
     parser.add_argument("--max_new_tokens", type=_positive, default=max_new_tokens, help="default %(default)s")
     parser.add_argument(
@@ -30,28 +34,58 @@ class Answerer:
 
     Args:
         options: parsed options of `add_options`.
+        adapter: folder of an adapter or run to use instead of the location's own.
+
+    Raises:
+        ModelError: the adapter is of another base, or was trained with another tokenizer.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, adapter: str | None = None) -> None:
         import torch
 
-        from surogate.data.chat import ChatRenderer
-        from surogate.data.tokenizers import load_tokenizer
-        from surogate.models.inference import find_model, load_for_inference
+        from surogate.models.inference import find_model
 
-        found = find_model(options.location, options.adapter)
-        self.tokenizer = load_tokenizer(found.tokenizer, found.trust_remote_code)
-        chat = found.chat if options.system is None else replace(found.chat, system=options.system)
-        if chat.use_chat_template and not (chat.template or self.tokenizer.chat_template):
-            log.warning("%s has no chat template: prompts are continued as plain text", options.location)
-            chat = replace(chat, use_chat_template=False)
-        self._renderer = ChatRenderer(self.tokenizer, chat)
-        self._model = load_for_inference(found)
-        self._max_new_tokens: int = options.max_new_tokens
-        self._temperature: float = options.temperature
-        ends = {self.tokenizer.eos_token_id, self._renderer.end_token_id()}
-        self._ends = {token for token in ends if token is not None}
+        self._options = options
+        self._tokenizers: dict[str, Any] = {}
+        found = find_model(options.location, adapter)
+        self._own = found if adapter is None else _without_adapter(options.location, found)
+        self._speak_as(found)
         torch.manual_seed(options.seed)
+
+    def _speak_as(self, found: FoundModel) -> None:
+        """Take on a model, its tokenizer and its chat settings."""
+        from surogate.data.chat import ChatRenderer
+        from surogate.models.adapter_switch import check_base
+
+        tokenizer = self._tokenizer_of(found)
+        for folder in found.adapters:
+            check_base(folder, found.base)
+        if tokenizer.get_vocab() != self._tokenizer_of(self._own).get_vocab():
+            raise ModelError(
+                f"adapter: {found.adapters[-1]} was trained with another tokenizer than that of {self._own.tokenizer}, "
+                "so its token ids mean other words here."
+            )
+        system = self._options.system
+        chat = found.chat if system is None else replace(found.chat, system=system)
+        if chat.use_chat_template and not (chat.template or tokenizer.chat_template):
+            log.warning("%s has no chat template: prompts are continued as plain text", self._options.location)
+            chat = replace(chat, use_chat_template=False)
+        renderer = ChatRenderer(tokenizer, chat)
+        self._model = self._load(found)
+        self.tokenizer, self._renderer = tokenizer, renderer
+        self._ends = {token for token in (tokenizer.eos_token_id, renderer.end_token_id()) if token is not None}
+
+    def _tokenizer_of(self, found: FoundModel) -> Any:
+        from surogate.data.tokenizers import load_tokenizer
+
+        if found.tokenizer not in self._tokenizers:
+            self._tokenizers[found.tokenizer] = load_tokenizer(found.tokenizer, found.trust_remote_code)
+        return self._tokenizers[found.tokenizer]
+
+    def _load(self, found: FoundModel) -> Any:
+        from surogate.models.inference import load_for_inference
+
+        return load_for_inference(found)
 
     def answer(self, messages: Sequence[dict[str, Any]], *, stream: bool = False) -> str:
         """Return the next message of a conversation, printing it while it is written with `stream`."""
@@ -63,11 +97,21 @@ class Answerer:
             self._model,
             self._renderer.prompt_ids(messages),
             self._ends,
-            max_new_tokens=self._max_new_tokens,
-            temperature=self._temperature,
+            max_new_tokens=self._options.max_new_tokens,
+            temperature=self._options.temperature,
             streamer=TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None,
         )
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _without_adapter(location: str, found: FoundModel) -> FoundModel:
+    """Return what a location holds by itself, or what was found with an adapter where it lacks its own."""
+    from surogate.models.inference import find_model
+
+    try:
+        return find_model(location)
+    except ModelError:
+        return found
 
 
 def _positive(text: str) -> int:

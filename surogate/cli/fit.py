@@ -24,7 +24,9 @@ from surogate.callbacks import ProgressLine, StepCheckpoints
 from surogate.cli.nested import check_names, explain
 from surogate.config.identity import Nested, run_identity
 from surogate.config.yaml_file import read_yaml
-from surogate.errors import CheckpointError, ConfigError, HardwareError
+from surogate.data.datamodule import StepDataModule
+from surogate.data.inspection import cheap_findings
+from surogate.errors import CheckpointError, ConfigError, DataError, HardwareError
 from surogate.run_folder import TRAINER_STATE
 
 log = logging.getLogger(__name__)
@@ -134,6 +136,7 @@ class SurogateCLI(LightningCLI):
                 log.info("Continuing the run in %s from %s.", folder, Path(ckpt_path).parent.name)
         elif ckpt_path is not None:
             ckpt_path = _state_file(ckpt_path)
+        _look_at_data(datamodule)
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         except SystemExit as error:
@@ -193,6 +196,25 @@ class RunConfigWriter(SaveConfigCallback):
             draft = folder / f"{name}.tmp"
             draft.write_text(text, encoding="utf-8")
             os.replace(draft, folder / name)
+
+
+def _look_at_data(datamodule: Any) -> None:
+    """Tokenise and look for what would spoil the run, before the model loads and before ranks wait for each other.
+
+    Raises:
+        DataError: the run would not learn what it is meant to.
+    """
+    if not isinstance(datamodule, StepDataModule):
+        return
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    findings = cheap_findings(datamodule)
+    problems = [finding for finding in findings if finding.level == "problem"]
+    if problems:
+        raise DataError("\n".join(["The data has problems; `surogate inspect` shows more:", *map(str, problems)]))
+    for finding in findings:
+        if finding.level == "warning":
+            log.warning("%s", finding)
 
 
 def _move_along(config: Namespace) -> None:

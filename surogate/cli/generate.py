@@ -7,12 +7,14 @@ import argparse
 _EXAMPLES = """\
 examples:
   surogate generate output --prompt "What is the capital of France?"
+  surogate generate output --adapter french=other/adapter --prompt "Where is Paris?"
   surogate generate HuggingFaceTB/SmolLM2-135M-Instruct --prompt "Say hello." --temperature 0.8 --seed 7
 """
 
 
 def main(argv: list[str]) -> int:
     """Print the answer to each prompt; with several prompts, each answer stands below its prompt."""
+    from surogate.cli.adapters import one_of
     from surogate.cli.answering import Answerer, add_options
 
     parser = argparse.ArgumentParser(
@@ -23,8 +25,9 @@ def main(argv: list[str]) -> int:
     )
     add_options(parser, max_new_tokens=64)
     parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
+    parser.add_argument("--adapter", metavar="[NAME=]DIR", help="adapter or run to use instead of the run's own")
     options = parser.parse_args(argv)
-    answerer = Answerer(options)
+    answerer = Answerer(options, one_of(options.adapter) if options.adapter else None)
     for prompt in options.prompt:
         answer = answerer.answer([{"role": "user", "content": prompt}])
         print(answer if len(options.prompt) == 1 else f"> {prompt}\n{answer}\n", flush=True)

@@ -19,24 +19,24 @@ class Verb:
 
 VERBS = {
     "quickstart": Verb("surogate.cli.quickstart", "fine-tune a small real model on real data, start to finish"),
-    "sft": Verb("surogate.cli.train", "fine-tune a model on instructions or conversations, from one flat YAML"),
+    "sft": Verb("surogate.cli.sft", "fine-tune a model on instructions or conversations, from one flat YAML"),
+    "pt": Verb("surogate.cli.pt", "pretrain a model on plain text, from scratch or on, from one flat YAML"),
+    "tokenizer": Verb("surogate.cli.tokenizer", "train a tokenizer on a corpus"),
+    "tokenize": Verb("surogate.cli.tokenize", "tokenise the data of a configuration into the cache, and nothing else"),
+    "inspect": Verb("surogate.cli.inspect", "look at the data of a configuration before training on it"),
     "chat": Verb("surogate.cli.chat", "talk to a run or a model"),
     "generate": Verb("surogate.cli.generate", "answer one prompt with a run or a model"),
+    "merge": Verb("surogate.cli.merge", "merge an adapter into its base, and check the result"),
     "fit": Verb("surogate.cli.fit", "train from a nested LightningCLI configuration"),
     "validate": Verb("surogate.cli.validate", "measure a run on its validation data"),
 }
 
 _LATER = "it comes with a later release."
 NOT_YET_VERBS = {
-    "pt": "pretraining comes next. Until then `surogate sft` trains adapters on instructions and conversations.",
     "grpo": "reinforcement learning comes in a later release. `surogate sft` trains on demonstrations.",
     "grpo-infer": "reinforcement learning comes in a later release.",
     "dpo": "preference training comes in a later release. `surogate sft` trains on demonstrations.",
-    "merge": "until then the adapter/ folder of a run loads with PEFT, transformers and vLLM as it is.",
     "quantize": _LATER,
-    "tokenize": "`surogate sft` tokenises when it starts.",
-    "tokenizer": _LATER,
-    "inspect": "`surogate sft` checks the data when it starts.",
     "submit": "until then start `surogate sft` from your own sbatch script, on one node.",
     "dashboard": "metrics.csv, metrics.jsonl and loss.png lie in the run's folder.",
     "report": "metrics.csv, metrics.jsonl and loss.png lie in the run's folder.",
@@ -47,7 +47,7 @@ NOT_YET_VERBS = {
 """Verbs that are planned, and what to do until then."""
 
 _OVERVIEW = """\
-surogate {version}: fine-tune language models from one flat YAML.
+surogate {version}: pretrain and fine-tune language models from one flat YAML.
 
 usage: surogate VERB [...]
 
@@ -55,6 +55,7 @@ usage: surogate VERB [...]
 
 examples:
   surogate quickstart
+  surogate inspect cfg.yaml
   surogate sft cfg.yaml --learning_rate 1e-4
   surogate chat output
 
@@ -79,6 +80,27 @@ examples:
   surogate sft cfg.yaml
   surogate sft cfg.yaml --learning_rate 1e-4 --lora_target_modules '[q_proj, v_proj]' --datasets.0.path more.jsonl
   surogate sft cfg.yaml --print_config > nested.yaml     # the same run for `surogate fit`
+
+"""
+
+_PT = """\
+usage: surogate pt CFG.YAML [--key value ...] [--print_config]
+
+Pretrain on plain text, every token of it: a model from random weights (from_scratch: true), or a trained one further
+(all weights, or an adapter with lora: true). Documents end with the end token, long ones are split, nothing is dropped.
+Every key can be overridden on the command line. Running the same command again resumes the run.
+
+example cfg.yaml:
+  model: Qwen/Qwen3-0.6B-Base
+  datasets:
+    - path: corpus/
+      type: text
+  num_epochs: 1
+
+examples:
+  surogate pt cfg.yaml
+  surogate pt cfg.yaml --lora true --learning_rate 5e-4
+  surogate pt cfg.yaml --from_scratch true --tokenizer my-tokenizer
 
 """
 
@@ -122,13 +144,16 @@ def overview() -> str:
 
 def page(verb: str) -> str | None:
     """Return the page of a verb, or None where its module has its own."""
-    if verb == "sft":
-        return _SFT + _keys()
+    if verb in _TRAINING:
+        return _TRAINING[verb] + _keys(verb)
     return {"fit": _FIT, "validate": _VALIDATE}.get(verb)
 
 
-def _keys() -> str:
-    from surogate.config.flat import GROUPS
+_TRAINING = {"sft": _SFT, "pt": _PT}
+
+
+def _keys(verb: str) -> str:
+    from surogate.config.flat import GROUPS, SCHEMAS
     from surogate.config.keys import keys_of, show_default, type_name
     from surogate.config.parts import DatasetSpec
 
@@ -136,7 +161,8 @@ def _keys() -> str:
     lines = []
     for group, schema in {**GROUPS, "A dataset": DatasetSpec}.items():
         lines += [group, ""]
-        for key in keys_of(schema).values():
+        of_verb = keys_of(schema) if schema is DatasetSpec else keys_of(SCHEMAS[verb])  # which has defaults of its own
+        for key in map(of_verb.__getitem__, keys_of(schema)):
             lines.append(f"  {key.name}  ({type_name(key.type)}; {show_default(key)})")
             lines += textwrap.wrap(key.summary, width, initial_indent="      ", subsequent_indent="      ")
         lines.append("")

@@ -120,7 +120,7 @@ def _train(run: RunFolder, seed: int, config: Path) -> None:
     from surogate.cli import train
 
     was_finished, started = run.is_finished(), time.monotonic()
-    train.main([str(config), *_overrides(run, seed)])
+    train.run("sft", [str(config), *_overrides(run, seed)])
     if not was_finished:
         write_json(_record(run, "training"), {"seconds": time.monotonic() - started})
 

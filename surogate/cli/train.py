@@ -1,4 +1,4 @@
-"""`surogate sft cfg.yaml`: read, check, lower, launch. One path; `surogate fit` enters it one station later."""
+"""What `surogate sft` and `surogate pt` share: read, check, lower, launch. `surogate fit` enters one station later."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from surogate.config.read import read_config
 from surogate.config.record import to_yaml
 from surogate.errors import ConfigError
 
-VERB = "sft"
 
-
-def main(argv: list[str]) -> int:
+def run(verb: str, argv: list[str]) -> int:
     """Train as a flat configuration says.
 
     Args:
+        verb: which schema the configuration follows.
         argv: the YAML file, then overrides; `--print_config` shows the nested configuration instead of training.
     """
     only_print = "--print_config" in argv
     arguments = [argument for argument in argv if argument != "--print_config"]
     if not arguments or arguments[0].startswith("-"):
-        raise ConfigError(f"Name the configuration first: surogate {VERB} cfg.yaml [--key value ...]")
-    resolved = read_config(VERB, arguments[0], arguments[1:])
+        raise ConfigError(f"Name the configuration first: surogate {verb} cfg.yaml [--key value ...]")
+    resolved = read_config(verb, arguments[0], arguments[1:])
     nested = to_lightning(resolved.config)
     if only_print:
         print(yaml.safe_dump(nested, sort_keys=False), end="")
@@ -32,4 +31,4 @@ def main(argv: list[str]) -> int:
     os.environ.update(to_environment(resolved.config))
     from surogate.cli.fit import launch  # imports torch
 
-    return launch(nested, files={"surogate.yaml": to_yaml(resolved, VERB)})
+    return launch(nested, files={"surogate.yaml": to_yaml(resolved, verb)})

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from surogate.config.flat import SftConfig
+from surogate.config.flat import AdapterKeys, TrainConfig
+from surogate.config.keys import keys_of
 from surogate.config.not_yet import DATASET_FIELDS
 from surogate.config.parts import DatasetSpec
 from surogate.errors import ConfigError
@@ -21,7 +22,7 @@ Contradiction = tuple[tuple[str | int, ...], str]
 """The keys involved, or the path of a list's entry; and the sentence."""
 
 
-def contradictions(config: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+def contradictions(config: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
     """Yield every reason why a configuration cannot run.
 
     Args:
@@ -30,18 +31,25 @@ def contradictions(config: SftConfig, given: dict[str, Any]) -> Iterator[Contrad
     """
     yield from _lengths(config)
     yield from _adapters(config, given)
+    yield from _full_training(config, given)
     yield from _schedule(config)
     yield from _validation(config, given)
     yield from _reporting(config, given)
     for key in ("datasets", "validation_datasets"):
         for index, spec in enumerate(getattr(config, key)):
             yield from ((((key, index), f"{key}[{index}]{sentence}")) for sentence in _dataset(spec))
+            if config.truncation_strategy == "split" and spec.type in ("instruction", "conversation"):
+                yield (
+                    ("truncation_strategy", "datasets"),
+                    f"truncation_strategy: split is for text, but {key}[{index}] has type: {spec.type}. "
+                    "Use delete, left or right.",
+                )
     if not config.datasets:
         yield ("datasets",), "datasets is empty. List at least one source of rows."
     yield from _locations(config)
 
 
-def _lengths(c: SftConfig) -> Iterator[Contradiction]:
+def _lengths(c: TrainConfig) -> Iterator[Contradiction]:
     if c.max_length is not None and c.max_length > c.sequence_len:
         yield (
             ("max_length", "sequence_len"),
@@ -61,17 +69,12 @@ def _lengths(c: SftConfig) -> Iterator[Contradiction]:
         )
 
 
-def _adapters(c: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+def _adapters(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
     quantised = [key for key in ("qlora_bnb", "qlora_fp8", "qlora_fp4") if given.get(key)]
     if quantised and given.get("lora") is False:
         yield ((quantised[0],), f"{quantised[0]} needs lora: true, because a quantised base cannot train.")
     if len(quantised) > 1:
         yield (tuple(quantised), f"{' and '.join(quantised)} exclude each other. Keep one of them.")
-    if given.get("from_scratch") and c.adapter_path:
-        yield (
-            ("adapter_path", "from_scratch"),
-            "adapter_path needs from_scratch: false, because an adapter belongs to pretrained weights.",
-        )
     if c.adapter_init_mode == "trainable" and not c.adapter_path:
         yield (
             ("adapter_init_mode",),
@@ -89,14 +92,47 @@ def _adapters(c: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
             "init_lora_weights must be true, false, gaussian, pissa, pissa_niter_<number>, olora or orthogonal, "
             f"got {c.init_lora_weights!r}.",
         )
-    if not c.lora_target_modules:
+    if c.lora and not c.lora_target_modules:
         yield (("lora_target_modules",), "lora_target_modules is empty, so nothing would train. Use [all].")
+
+
+_OF_FULL_TRAINING = ("freeze_modules", "master_dtype")
+
+
+def _full_training(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+    if c.from_scratch and c.lora:
+        yield (
+            ("from_scratch", "lora"),
+            "from_scratch needs lora: false, because an adapter belongs on pretrained weights.",
+        )
+    if c.lora:
+        sentences = {
+            "freeze_modules": "freeze_modules needs lora: false; with an adapter the whole base is frozen anyway.",
+            "master_dtype": "master_dtype needs lora: false; an adapter trains in lora_dtype.",
+        }
+        yield from (((key,), sentence) for key, sentence in sentences.items() if getattr(c, key))
+        return
+    for key in keys_of(AdapterKeys).values():
+        if key.name in given and key.name not in ("lora", *_OF_FULL_TRAINING) and given[key.name] != key.default:
+            yield (key.name, "lora"), f"{key.name} needs lora: true; with lora: false there is no adapter."
+    widths = {"float32": 32, "bfloat16": 16, "float16": 16}
+    if c.master_dtype and c.model_dtype and c.master_dtype != c.model_dtype and widths[c.master_dtype] < 32:
+        yield (
+            ("master_dtype", "model_dtype"),
+            f"master_dtype {c.master_dtype} is no wider than model_dtype {c.model_dtype}. Use float32.",
+        )
+    if c.model_dtype == "float16" and c.master_dtype != "float32":
+        yield (
+            ("model_dtype", "master_dtype"),
+            "model_dtype: float16 needs master_dtype: float32 where the weights themselves train, because the "
+            "optimizer's steps vanish in float16.",
+        )
 
 
 _INITIALISATIONS = re.compile(r"gaussian|pissa(_niter_[1-9]\d*)?|olora|orthogonal")
 
 
-def _schedule(c: SftConfig) -> Iterator[Contradiction]:
+def _schedule(c: TrainConfig) -> Iterator[Contradiction]:
     if c.cooldown_steps and c.lr_scheduler_type != "wsd":
         yield (
             ("cooldown_steps", "lr_scheduler_type"),
@@ -115,7 +151,7 @@ def _schedule(c: SftConfig) -> Iterator[Contradiction]:
         )
 
 
-def _validation(c: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+def _validation(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
     if "eval_steps" in given and not c.validation_datasets and c.validation_split_ratio == 0:
         yield (
             ("eval_steps", "validation_split_ratio"),
@@ -123,7 +159,7 @@ def _validation(c: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
         )
 
 
-def _reporting(c: SftConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+def _reporting(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
     for key in ("wandb_project", "wandb_name", "wandb_group", "wandb_tags", "wandb_mode"):
         if key in given and "wandb" not in c.report_to:
             yield ((key, "report_to"), f"{key} needs report_to: [wandb].")
@@ -136,13 +172,13 @@ def _dataset(spec: DatasetSpec) -> Iterator[str]:
     """Yield sentences that follow the entry's name."""
     if not spec.path:
         yield " has no path. Give a file, a folder, a hub id or pkg://package/file."
-    if spec.weight <= 0:
+    if spec.weight is not None and spec.weight <= 0:
         yield f".weight must be above 0, got {spec.weight}. Remove the entry to leave the source out."
     if spec.samples is not None and spec.samples <= 0:
         yield f".samples must be above 0, got {spec.samples}."
     for type_, fields in DATASET_FIELDS.items():
         used = [name for name in fields if getattr(spec, name) != getattr(_DEFAULT_DATASET, name)]
-        detectable = type_ in ("instruction", "conversation")
+        detectable = type_ != "preference"
         if used and spec.type != type_ and not (spec.type == "auto" and detectable):
             yield f".{used[0]} belongs to type: {type_}, but this entry has type: {spec.type}. Remove one of the two."
     if spec.system_prompt_type == "fixed" and not spec.system_prompt:
@@ -154,9 +190,10 @@ def _dataset(spec: DatasetSpec) -> Iterator[str]:
 _DEFAULT_DATASET = DatasetSpec()
 
 
-def _locations(c: SftConfig) -> Iterator[Contradiction]:
+def _locations(c: TrainConfig) -> Iterator[Contradiction]:
     named: list[tuple[tuple[str | int, ...], str, str | None]] = [
         (("model",), "model", c.model),
+        (("tokenizer",), "tokenizer", c.tokenizer),
         (("adapter_path",), "adapter_path", c.adapter_path),
     ]
     for key in ("datasets", "validation_datasets"):

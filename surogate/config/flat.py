@@ -1,4 +1,4 @@
-"""The flat keys of `surogate sft`: what a user types in YAML or overrides as `--key value`.
+"""The flat keys of `surogate sft` and `surogate pt`: what a user types in YAML or overrides as `--key value`.
 
 Each group of keys is a dataclass; the docstring under a key is its manual, and `surogate sft --help` and
 docs/reference/config.md are generated from it (keys.py reads it). What is not here: keys that are rejected by name
@@ -10,7 +10,7 @@ The one idea: a key stands here if and only if it is honoured today.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -38,7 +38,7 @@ class RunKeys:
     """What the run is called, where it writes, how long it goes on."""
 
     run_name: str | None = None
-    """Name of the run, also in Weights & Biases. Default: `sft-` and the model's name."""
+    """Name of the run, also in Weights & Biases. Default: the verb and the model's name."""
     output_dir: NotEmptyStr = "output"
     """Folder for everything the run writes."""
     checkpoint_dir: NotEmptyStr | None = None
@@ -74,6 +74,10 @@ class ModelKeys:
     """Hub id, local folder, `.gguf` file, or `pkg://package/file` (a file inside an installed Python package)."""
     model_type: str | None = None
     """Architecture family, where the model's own configuration does not say it."""
+    tokenizer: str | None = None
+    """Folder, hub id or `.gguf` file of the tokenizer. Default: the model's own."""
+    from_scratch: bool = False
+    """Start from random weights; the model then needs no more than a config.json. Needs lora: false."""
     sequence_len: PositiveInt = 1024
     """Tokens in a packed row."""
     max_model_len: PositiveInt | None = None
@@ -90,10 +94,12 @@ class ModelKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterKeys:
-    """The LoRA adapter that trains on top of a frozen base."""
+    """What trains: a LoRA adapter on top of a frozen base, or the weights themselves."""
 
     lora: bool = True
-    """Train an adapter; the base stays frozen."""
+    """Train an adapter on the frozen base; false trains the model's own weights."""
+    freeze_modules: list[str] = field(default_factory=list)
+    """Modules that stay as they are with lora: false, such as `[embed_tokens, lm_head, layers.0]`."""
     lora_rank: PositiveInt = 16
     """Rank of the two matrices of each adapted layer."""
     lora_alpha: PositiveFloat = 32.0
@@ -116,6 +122,8 @@ class AdapterKeys:
     """Folder or hub id of an adapter to start on top of."""
     adapter_init_mode: Literal["merge", "trainable"] = "merge"
     """merge folds adapter_path into the base and trains a new adapter; trainable goes on training it."""
+    merge_adapter: bool = False
+    """Write the base with the adapter merged into it as `model/` when the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +156,8 @@ class OptimisationKeys:
     """Decay of AdamW's mean of squared gradients."""
     adamw_epsilon: PositiveFloat = 1e-8
     """Added to AdamW's denominator."""
+    master_dtype: DTypeName | None = None
+    """Dtype of the copy of the weights that the optimizer updates: float32 under a bfloat16 model, with lora: false."""
     per_device_train_batch_size: PositiveInt = 2
     """Packed rows in a micro-batch."""
     gradient_accumulation_steps: PositiveInt = 4
@@ -174,8 +184,9 @@ class DataKeys:
     """Processes that prepare batches."""
     max_bad_row_fraction: ClosedUnitInterval = 0.01
     """The run refuses to start when a larger share of rows supervises no token."""
-    truncation_strategy: Literal["delete", "left", "right"] = "delete"
-    """What happens to a sample longer than max_length: drop it, or cut its left or right."""
+    truncation_strategy: Literal["delete", "left", "right", "split"] | None = None
+    """What happens to a sample longer than max_length: drop it, cut its left or right, or split it (text only).
+    Default: split for text, delete for the rest."""
     max_length: PositiveInt | None = None
     """Tokens in the longest sample. Default: sequence_len."""
     use_chat_template: bool = True
@@ -187,7 +198,7 @@ class DataKeys:
     response_prefix: str | None = None
     """Text that starts each supervised turn and is not itself supervised."""
     loss_scale: Literal["default", "all", "last_round"] = "default"
-    """Which tokens are supervised: assistant turns, every token, or the last assistant turn."""
+    """Which tokens of a conversation are supervised: assistant turns, all, or the last assistant turn. Of text: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,5 +233,29 @@ GROUPS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(MachineKeys, DataKeys, OptimisationKeys, AdapterKeys, ModelKeys, RunKeys):
-    """Every flat key of `surogate sft`."""
+class TrainConfig(MachineKeys, DataKeys, OptimisationKeys, AdapterKeys, ModelKeys, RunKeys):
+    """Every flat key of a training verb."""
+
+    verb: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(TrainConfig):
+    """`surogate sft`: an adapter, on the answers of instructions and conversations."""
+
+    verb: ClassVar[str] = "sft"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PtConfig(TrainConfig):
+    """`surogate pt`: all weights, on every token of plain text."""
+
+    verb: ClassVar[str] = "pt"
+    lora: bool = False
+    """Train an adapter on the frozen base; false trains the model's own weights."""
+    loss_scale: Literal["default", "all", "last_round"] = "all"
+    """Which tokens of a conversation are supervised: assistant turns, all, or the last assistant turn. Of text: all."""
+
+
+SCHEMAS: dict[str, type] = {"sft": SftConfig, "pt": PtConfig}
+"""The flat schema of each training verb."""

@@ -30,7 +30,8 @@ def run_identity(model: Nested, data: Nested) -> Nested:
     identity = {
         "model": _only(module.get("model"), lambda key: key not in _FREE_IN_MODEL),
         "lora": module.get("lora"),
-        "optimizer": _only(module.get("optim"), lambda key: key == "name"),
+        "optimizer": _only(module.get("optim"), lambda key: key in ("name", "master_dtype")),
+        "tokenizer": rows.get("tokenizer"),
         "datasets": _told_apart_by(rows.get("datasets")),
         "validation_datasets": _told_apart_by(rows.get("validation_datasets")),
         "validation_split_ratio": rows.get("validation_split_ratio"),

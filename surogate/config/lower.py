@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import PurePath
 
-from surogate.config.flat import SftConfig
+from surogate.config.flat import TrainConfig
 from surogate.config.identity import Nested
 
 
-def to_lightning(config: SftConfig, environ: Mapping[str, str] = os.environ) -> Nested:
+def to_lightning(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Nested:
     """Return the nested configuration: seed_everything, trainer, model, data.
 
     Args:
@@ -31,12 +31,12 @@ def to_lightning(config: SftConfig, environ: Mapping[str, str] = os.environ) -> 
     }
 
 
-def to_environment(config: SftConfig) -> dict[str, str]:
+def to_environment(config: TrainConfig) -> dict[str, str]:
     """Return what goes into the environment of the process, and into no file."""
     return {"HF_TOKEN": config.hub_token} if config.hub_token else {}
 
 
-def _model(c: SftConfig) -> Nested:
+def _model(c: TrainConfig) -> Nested:
     model = {
         "source": c.model,
         "model_type": c.model_type,
@@ -44,6 +44,8 @@ def _model(c: SftConfig) -> Nested:
         "max_model_len": c.max_model_len,
         "rope_scaling": _rope_scaling(c.rope_scaling),
         "attn_implementation": c.attn_implementation,
+        "from_scratch": c.from_scratch,
+        "freeze_modules": c.freeze_modules,
         "recompute": c.recompute,
         "trust_remote_code": c.trust_remote_code,
     }
@@ -74,9 +76,14 @@ def _model(c: SftConfig) -> Nested:
         "beta1": c.adamw_beta1,
         "beta2": c.adamw_beta2,
         "epsilon": c.adamw_epsilon,
+        "master_dtype": c.master_dtype,
     }
     init_args = {"model": model, "lora": lora, "optim": optim, "lmhead_chunks": c.lmhead_chunks}
-    return {"class_path": "surogate.modes.SftModule", "init_args": init_args}
+    return {"class_path": f"surogate.modes.{_CLASSES[c.verb][0]}", "init_args": init_args}
+
+
+_CLASSES = {"sft": ("SftModule", "ChatDataModule"), "pt": ("PtModule", "TextDataModule")}
+"""Module and data module of each verb."""
 
 
 def _rope_scaling(value: str | Nested | None) -> str | Nested | None:
@@ -86,7 +93,7 @@ def _rope_scaling(value: str | Nested | None) -> str | Nested | None:
     return value
 
 
-def _data(c: SftConfig) -> Nested:
+def _data(c: TrainConfig) -> Nested:
     batch = {
         "sequence_len": c.sequence_len,
         "per_device_train_batch_size": c.per_device_train_batch_size,
@@ -107,7 +114,7 @@ def _data(c: SftConfig) -> Nested:
         "max_bad_row_fraction": c.max_bad_row_fraction,
     }
     init_args = {
-        "tokenizer": c.model,
+        "tokenizer": c.tokenizer or c.model,
         "datasets": [asdict(spec) for spec in c.datasets],
         "validation_datasets": [asdict(spec) for spec in c.validation_datasets],
         "validation_split_ratio": c.validation_split_ratio,
@@ -115,10 +122,10 @@ def _data(c: SftConfig) -> Nested:
         "chat": chat,
         "trust_remote_code": c.trust_remote_code,
     }
-    return {"class_path": "surogate.data.datamodule.ChatDataModule", "init_args": init_args}
+    return {"class_path": f"surogate.data.datamodule.{_CLASSES[c.verb][1]}", "init_args": init_args}
 
 
-def _trainer(c: SftConfig, environ: Mapping[str, str]) -> Nested:
+def _trainer(c: TrainConfig, environ: Mapping[str, str]) -> Nested:
     has_validation = bool(c.validation_datasets) or c.validation_split_ratio > 0
     machine, plugins = _machine(c.gpus, environ)
     precision = {"class_path": "surogate.precision.RecipePrecision", "init_args": {"recipe": c.recipe}}
@@ -129,7 +136,8 @@ def _trainer(c: SftConfig, environ: Mapping[str, str]) -> Nested:
         "val_check_interval": c.eval_steps,
         "check_val_every_n_epoch": None,  # so that the interval counts across epochs
         "limit_val_batches": None if has_validation else 0,
-        "num_sanity_val_steps": 0,
+        # The whole validation before the first step, so that a continued pretraining shows what it changed.
+        "num_sanity_val_steps": -1 if c.verb == "pt" and not c.from_scratch else 0,
         "log_every_n_steps": c.logging_steps,
         "enable_checkpointing": False,  # StepCheckpoints does it
         "enable_progress_bar": False,  # ProgressLine does it
@@ -158,7 +166,7 @@ def _machine(gpus: int, environ: Mapping[str, str]) -> tuple[Nested, list[Nested
     return machine, plugins
 
 
-def _loggers(c: SftConfig) -> list[Nested]:
+def _loggers(c: TrainConfig) -> list[Nested]:
     wandb = {
         "name": c.wandb_name or _run_name(c),
         "project": c.wandb_project or "surogate",
@@ -180,11 +188,11 @@ def _loggers(c: SftConfig) -> list[Nested]:
     return [known[name] for name in c.report_to]
 
 
-def _run_name(c: SftConfig) -> str:
-    return c.run_name or f"sft-{PurePath(c.model).name.removesuffix('.gguf')}"
+def _run_name(c: TrainConfig) -> str:
+    return c.run_name or f"{c.verb}-{PurePath(c.model).name.removesuffix('.gguf')}"
 
 
-def _callbacks(c: SftConfig) -> list[Nested]:
+def _callbacks(c: TrainConfig) -> list[Nested]:
     folder = {"folder": c.output_dir}
     checkpoints = {
         **folder,
@@ -200,7 +208,9 @@ def _callbacks(c: SftConfig) -> list[Nested]:
         "ProgressLine": steps,
         "FinalValidation": {},
         "LossPlot": folder,
-        "AdapterExport": folder,
+        **({"TextSamples": folder} if c.verb == "pt" else {}),
+        **({"AdapterExport": folder} if c.lora else {}),
+        **({"ModelExport": {**folder, "merge": c.merge_adapter}} if c.merge_adapter or not c.lora else {}),
         # Last: a run killed between two callbacks then resumes before a step whose metrics it lacks, never after it.
         "StepCheckpoints": checkpoints,
     }

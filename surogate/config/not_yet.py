@@ -51,12 +51,11 @@ class NotYet:
 
 _QUANTISED = "a quantised base is not there yet. Remove the key: the base then stays in model_dtype."
 _RECIPES = "the fp8 and fp4 recipes are not there yet. Use recipe: bf16."
-_FULL = "training the model's own weights is not there yet. Train an adapter with lora: true."
 _STOPPING = "automatic stopping and learning-rate rescue are not there yet. Set num_epochs or max_steps."
 _COMPILED = "CUDA graphs and torch.compile are not there yet. Remove the key, or set it to false."
 _NODES = "runs over several machines are not there yet. Use gpus for this machine."
 _LATER = "this is planned for a later release. Remove the key."
-_GRPO = "it belongs to `surogate grpo`, which is not there yet. Remove it from an sft configuration."
+_GRPO = "it belongs to `surogate grpo`, which is not there yet. Remove it."
 
 
 def _not_yet(sentence: str, **inactive: object) -> dict[str, NotYet]:
@@ -86,12 +85,6 @@ NOT_YET: dict[str, NotYet] = {
         matmul_dtype="bfloat16",
         gradient_dtype="bfloat16",
     ),
-    "from_scratch": NotYet("training from random weights is not there yet. Start from a pretrained model."),
-    "freeze_modules": NotYet(_FULL, (None, [])),
-    "master_dtype": NotYet(
-        "master weights come with full fine-tuning. The adapter trains in lora_dtype: fp32 already.", (None,)
-    ),
-    "merge_adapter": NotYet("merging is not there yet. The adapter/ folder loads with PEFT, transformers and vLLM."),
     **_not_yet(
         "the NorMuon optimizer is not there yet. Use optimizer: adamw or adamw_8bit.",
         normuon_momentum=0.95,
@@ -158,7 +151,6 @@ _BY_DATA = (
 )
 
 VALUES_NOT_YET: dict[str, dict[Any, str]] = {
-    "lora": {False: _FULL},
     "recipe": {"fp8_hybrid": _RECIPES, "nvfp4": _RECIPES, "*.yaml": _RECIPES, "*.yml": _RECIPES},
     "optimizer": {"normuon": NOT_YET["normuon_momentum"].sentence},
     "init_lora_weights": {
@@ -166,12 +158,8 @@ VALUES_NOT_YET: dict[str, dict[Any, str]] = {
         "corda": _BY_DATA,
         "loftq": "it needs a quantised base, which is not there yet. Use true, gaussian, pissa, olora or orthogonal.",
     },
-    "truncation_strategy": {
-        "split": "splitting belongs to raw text, which is not there yet. Use delete, left or right.",
-    },
     "datasets.type": {
-        "text": "raw text belongs to `surogate pt`, which is not there yet. Use instruction, conversation or auto.",
-        "preference": "preference pairs are planned for a later release. Use instruction, conversation or auto.",
+        "preference": "preference pairs are planned for a later release. Use text, instruction, conversation or auto.",
     },
 }
 """Values, or patterns of values, of active keys that a later issue brings."""

@@ -32,6 +32,8 @@ class ModelSpec:
     """Attention kernel; auto takes the fastest that isolates documents on this device."""
     recompute: bool = True
     """Recompute activations in the backward pass instead of keeping them."""
+    freeze_modules: list[str] = field(default_factory=list)
+    """Modules that stay as they are while the rest of the weights train; only where there is no adapter."""
     trust_remote_code: bool = False
     """Run code that comes with a hub repository."""
 
@@ -73,6 +75,8 @@ class OptimSpec:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     """0 disables clipping."""
+    master_dtype: DTypeName | None = None
+    """Dtype of the copy of the weights that the optimizer updates; None = the weights themselves."""
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
@@ -102,7 +106,7 @@ class DatasetSpec:
     """One source of rows. Every field name is also the key a user writes under `datasets:`."""
 
     path: str = ""
-    """Hub id, file, folder, or `pkg://package/file`."""
+    """Hub id, file, folder, `pkg://package/file`, or a URL such as `s3://bucket/file`."""
     type: Literal["text", "instruction", "conversation", "preference", "auto"] = "auto"
     """What a row is; auto detects it from the columns and says so."""
     name: str | None = None
@@ -113,8 +117,10 @@ class DatasetSpec:
     """Split of a hub data set; of a local folder, the files named after it, where any are named after splits."""
     samples: int | None = None
     """Use only the first N rows."""
-    weight: float = 1.0
-    """How often rows are drawn, relative to the other sources."""
+    weight: float | None = None
+    """How often rows are drawn, relative to the other sources. Set nowhere: every row of all sources once an epoch."""
+    loss_scale: Literal["default", "all", "last_round"] | None = None
+    """Which tokens of this data set are supervised, where that is not the run's loss_scale."""
     text_field: str = "text"
     """text: column of the document."""
     instruction_field: str = "instruction"

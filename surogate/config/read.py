@@ -18,15 +18,12 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from surogate.config.checks import contradictions
-from surogate.config.flat import SftConfig
+from surogate.config.flat import SCHEMAS, TrainConfig
 from surogate.config.keys import REQUIRED, Key, accepts_null, choices, expected, keys_of, nearest
 from surogate.config.not_yet import ALIASES, NOT_YET, SYNONYMS, not_yet, value_not_yet
 from surogate.config.overrides import parse_overrides, set_nested
 from surogate.config.yaml_file import KeyPath, YamlFile, parse_yaml, read_yaml
 from surogate.errors import ConfigError
-
-SCHEMAS = {"sft": SftConfig}
-"""The flat schema of each training verb."""
 
 COMMAND_LINE = "command line"
 
@@ -41,7 +38,7 @@ class Resolved:
         origins: `file:line` or `command line` of each key in `given`.
     """
 
-    config: SftConfig
+    config: TrainConfig
     given: dict[str, Any]
     origins: dict[str, str]
 
@@ -50,20 +47,20 @@ def read_config(mode: str, path: str | Path, overrides: list[str] | None = None)
     """Read, type and check a flat configuration.
 
     Args:
-        mode: the verb, `sft`.
+        mode: the verb, `sft` or `pt`.
         path: the YAML file.
         overrides: `--key value` or `--key=value`, nested as `--datasets.0.path`.
 
     Raises:
         ConfigError: all problems of the file and the overrides, one a line.
     """
-    schema = SCHEMAS[mode]
+    schema: type = SCHEMAS[mode]
     reader = _Reader(schema, read_yaml(path))
     reader.apply(overrides or [])
     values = reader.read_keys()
     keys = keys_of(schema)
     complete = {name: values.get(name, _placeholder(key)) for name, key in keys.items()}
-    config = schema(**complete)
+    config: TrainConfig = schema(**complete)
     for involved, sentence in contradictions(config, values | reader.later):
         if not reader.failed & set(involved):
             reader.complain(reader.place_of(involved), sentence)
@@ -190,8 +187,8 @@ class _Reader:
             raw = _as_list(raw)
         if dataclasses.is_dataclass(item_type) and isinstance(item_type, type):
             return self._read_list(item_type, raw, path)
-        if isinstance(raw, str) and raw.replace("-", "_") in choices(key.type):
-            raw = raw.replace("-", "_")
+        if isinstance(raw, str):
+            raw = _as_spelt(raw, choices(key.type))
         asked = parse_yaml(raw) if isinstance(raw, str) else raw
         sentence = value_not_yet(name, asked)
         if sentence:
@@ -236,6 +233,16 @@ def _as_list(raw: Any) -> Any:
     if isinstance(value, dict):
         return [value]
     return [raw] if isinstance(value, str) and value else value
+
+
+def _as_spelt(word: str, allowed: tuple[str, ...]) -> str:
+    """Return the allowed word that is meant: `-` may stand for `_`, and a dtype may be written short or long."""
+    spellings = (word.replace("-", "_"), _DTYPES.get(word, word))
+    return next((spelling for spelling in spellings if spelling in allowed), word)
+
+
+_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_DTYPES = _SHORT_DTYPES | {long: short for short, long in _SHORT_DTYPES.items()}
 
 
 def parse_value(type_: Any, raw: Any) -> Any:

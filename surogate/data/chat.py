@@ -81,7 +81,7 @@ class ChatRenderer:
             )
         self._tokenizer = tokenizer
         self._spec = spec
-        self.template = _read_template(spec.template) if spec.template else None
+        self.template = read_template(spec.template) if spec.template else None
         """Jinja text of the configuration, where it overrides the tokenizer's own."""
         if spec.use_chat_template and not (self.template or tokenizer.chat_template):
             raise DataError(
@@ -90,8 +90,9 @@ class ChatRenderer:
             )
         specials = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self._specials = tuple(specials.union(tokenizer.all_special_tokens))
-        self._plain_bos = tokenizer.bos_token if _adds_bos(tokenizer) else ""
-        self._warned: set[str] = set()
+        self._plain_bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
+        self.warnings: dict[str, str] = {}
+        """What was warned of so far, by kind."""
 
     def encode(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[TokenRow]:
         """Tokenise a conversation and mark its supervised tokens.
@@ -133,6 +134,12 @@ class ChatRenderer:
     def prompt_ids(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """Tokenise `prompt_text`."""
         return self._ids(self.prompt_text(messages, tools))
+
+    def warn_once(self, kind: str, warning: str) -> None:
+        """Warn, unless that was done of the same kind."""
+        if kind not in self.warnings:
+            self.warnings[kind] = warning
+            log.warning("%s", warning)
 
     def end_token_id(self) -> int | None:
         """Return the token that ends an answer of this template, None where it has none."""
@@ -191,7 +198,7 @@ class ChatRenderer:
         _check_names(messages[i].get("tool_calls"), answer, f"the tool call of message {i + 1}")
         _check_names(tools, prompt, "the tools of the conversation")
         if str(messages[i].get("reasoning_content", "")).strip() not in answer:
-            self._warn_once(_NO_THINKING, i + 1)
+            self.warn_once("thinking", _NO_THINKING % (i + 1))
         opening = self._opening(prompt)
         head = prompt + opening
         return RenderedTurn(head + answer.removeprefix(opening), len(head))
@@ -210,7 +217,7 @@ class ChatRenderer:
             ends.append((len(rest) - size, len(rest)))
             rest = rest[:-size].rstrip()
         if not ends:
-            self._warn_once(_NO_END, answer[-20:], self._tokenizer.eos_token)
+            self.warn_once("end", _NO_END % (answer[-20:], self._tokenizer.eos_token))
             return len(answer)
         content = message["content"].strip() if isinstance(message["content"], str) else ""
         found = answer.find(content)
@@ -219,11 +226,6 @@ class ChatRenderer:
             after = [end for start, end in ends if start >= found + len(content)]
             return after[-1] if after else ends[0][1]
         return ends[0][1]
-
-    def _warn_once(self, message: str, *args: object) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            log.warning(message, *args)
 
     def _ids(self, text: str) -> list[int]:
         # The template brings BOS: add_special_tokens would put a second one in front.
@@ -254,7 +256,8 @@ class ChatRenderer:
         return TokenRow(np.array(ids, dtype=np.int32), mask)
 
 
-def _read_template(template: str) -> str:
+def read_template(template: str) -> str:
+    """Return the Jinja text that `template:` means: itself, or the content of the file it names."""
     if "{" in template:
         return template
     path = Path(template).expanduser()
@@ -263,7 +266,8 @@ def _read_template(template: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
+def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Tell whether the tokenizer itself puts BOS in front of a text."""
     return tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 

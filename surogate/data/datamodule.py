@@ -1,4 +1,4 @@
-"""ChatDataModule: chat data as StepBatches, with one resumable position for the whole run.
+"""ChatDataModule and TextDataModule: data as StepBatches, with one resumable position for the whole run.
 
 What is not here: every single step of the way (the other modules of this package); this is where they are strung
 together and where Lightning is met. The one idea: the ledger travels with each batch, and the one of the last batch
@@ -10,10 +10,7 @@ a restart at an epoch's end it is counted up only after the loader was opened.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, compress
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -21,15 +18,16 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from surogate.batches import StepBatch, TokenRow
+from surogate.batches import StepBatch
 from surogate.config.parts import BatchSpec, ChatSpec, DatasetSpec
-from surogate.data.encoding import EncodedSource, LengthLimit, encode_source, held_out
-from surogate.data.formats import Conversation, detect_type, to_conversation
+from surogate.data.cache import TokenCache
+from surogate.data.chat import ChatRenderer
+from surogate.data.encoding import LengthLimit
+from surogate.data.held_out import held_out
 from surogate.data.ledger import Ledger, Walk, WalkSpec
+from surogate.data.prepare import TokenSettings, named, prepare
 from surogate.data.row_store import RowStore
-from surogate.data.sources import open_rows
 from surogate.data.step_batches import Share, StepBatchDataset, StepBatchLoader, StepPlanSampler, plans_in_file_order
-from surogate.data.tokenizers import load_tokenizer
 from surogate.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,42 +37,9 @@ log = logging.getLogger(__name__)
 
 _say = rank_zero_only(log.info)
 
-_SECONDS_BETWEEN_PROGRESS_LINES = 5.0
 
-
-@dataclass(frozen=True, slots=True)
-class StoredSource:
-    """The rows of a source that are trained on, or validated on."""
-
-    name: str
-    store: RowStore
-    num_bad_rows: int
-    num_too_long_rows: int
-
-    @classmethod
-    def of(cls, encoded: EncodedSource, chosen: np.ndarray | None = None) -> StoredSource:
-        """Store the rows of the chosen conversations, or of all."""
-        rows = encoded.rows if chosen is None else compress(encoded.rows, chosen)
-        store = RowStore.build(chain.from_iterable(rows))
-        return cls(encoded.name, store, len(encoded.bad), len(encoded.too_long))
-
-    def summary(self) -> dict[str, Any]:
-        """Give the numbers for the run's records; what was left out is counted for the source as a whole."""
-        tokens, loss_tokens = int(self.store.lengths.sum()), int(self.store.num_loss_tokens.sum())
-        return {
-            "name": self.name,
-            "rows": len(self.store),
-            "tokens": tokens,
-            "supervised_tokens": loss_tokens,
-            "supervised_share": loss_tokens / tokens,
-            "bad_rows": self.num_bad_rows,
-            "rows_over_max_length": self.num_too_long_rows,
-            "fingerprint": self.store.fingerprint,
-        }
-
-
-class ChatDataModule(pl.LightningDataModule):
-    """Chat data for training and validation.
+class StepDataModule(pl.LightningDataModule):
+    """Data for training and validation, whatever its rows are.
 
     Args:
         tokenizer: its source, usually the model's.
@@ -83,9 +48,11 @@ class ChatDataModule(pl.LightningDataModule):
         validation_split_ratio: share of each training set that is validated on instead, when there are no
             validation_datasets; 0 for no validation.
         batch: how rows become steps.
-        chat: how conversations become tokens.
+        chat: how conversations become tokens, and the limits of all rows.
         trust_remote_code: run code that comes with the tokenizer's hub repository.
     """
+
+    _prefers_text = False
 
     def __init__(
         self,
@@ -98,7 +65,7 @@ class ChatDataModule(pl.LightningDataModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        _check(tokenizer, datasets, validation_split_ratio, batch)
+        _check(tokenizer, datasets, validation_split_ratio, batch, chat)
         self._tokenizer_source = tokenizer
         self._trust_remote_code = trust_remote_code
         self._datasets = datasets
@@ -106,58 +73,90 @@ class ChatDataModule(pl.LightningDataModule):
         self._validation_split_ratio = 0.0 if validation_datasets else validation_split_ratio
         self._batch = batch
         self._chat = chat
-        self._limit = LengthLimit.of(chat, batch.sequence_len)
-        self._tokenizer: PreTrainedTokenizerFast | None = None
-        self._train: list[StoredSource] = []
-        self._validation: list[StoredSource] = []
+        self._settings: TokenSettings | None = None
+        self._stores: tuple[list[RowStore], list[RowStore]] | None = None
+        self.train_stores: dict[str, RowStore] = {}
+        """Rows that are trained on, by the name of their data set; after setup."""
+        self.validation_stores: dict[str, RowStore] = {}
+        """Rows that are validated on."""
         self._walk: Walk | None = None
         self._trained: Ledger | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer, after setup."""
-        assert self._tokenizer is not None, "setup has not run"
-        return self._tokenizer
+        assert self._settings is not None, "setup has not run"
+        return self._settings.tokenizer
+
+    @property
+    def renderer(self) -> ChatRenderer:
+        """A renderer of conversations with the settings of the run.
+
+        Raises:
+            DataError: there is no chat template.
+        """
+        return ChatRenderer(self.tokenizer, self._chat)
 
     @property
     def validation_names(self) -> list[str]:
         """One name for each loader of val_dataloader, for metrics."""
-        return [source.name for source in self._validation]
+        return list(self.validation_stores)
+
+    @property
+    def sample_packing(self) -> bool:
+        """Whether samples share rows."""
+        return self._batch.sample_packing
 
     @property
     def longest_row_len(self) -> int:
         """Tokens of the longest row, after setup."""
-        return max(int(source.store.lengths.max()) for source in [*self._train, *self._validation])
+        stores = [*self.train_stores.values(), *self.validation_stores.values()]
+        return max(int(store.lengths.max()) for store in stores)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read and tokenise everything, on every rank alike; once.
+    def prepare_data(self) -> None:
+        """Tokenise what is not in the cache; Lightning calls it on one rank of each machine before all others go on.
 
         Raises:
+            ConfigError: the settings do not fit the rows.
             DataError: a file, a row or a template cannot be used.
             ModelError: the tokenizer cannot be loaded.
         """
+        if self._stores is not None:
+            return
+        self._settings = TokenSettings.load(
+            self._tokenizer_source,
+            self._chat,
+            self._batch.sequence_len,
+            prefers_text=self._prefers_text,
+            trust_remote_code=self._trust_remote_code,
+        )
+        cache = TokenCache()
+        train, validation = (
+            [prepare(name, spec, self._settings, cache) for name, spec in named(specs)]
+            for specs in (self._datasets, self._validation_datasets)
+        )
+        self._stores = train, validation
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the token stores, on every rank alike; once.
+
+        Raises:
+            SurogateError: as prepare_data, which need not have run.
+        """
         if self._walk is not None:
             return
-        from surogate.data.chat import ChatRenderer
-
-        self._tokenizer = load_tokenizer(self._tokenizer_source, self._trust_remote_code)
-        renderer = ChatRenderer(self._tokenizer, self._chat)
-        if renderer.template is not None:  # the one that is saved beside the adapter must be the one trained on
-            self._tokenizer.chat_template = renderer.template
-
-        def encode(conversation: Conversation) -> list[TokenRow]:
-            return renderer.encode(conversation.messages, conversation.tools)
-
-        for name, spec in _named(self._datasets):
-            encoded = self._encode(name, spec, encode)
-            held = held_out(encoded.conversations, self._validation_split_ratio, self._batch.eval_seed)
-            self._train.append(StoredSource.of(encoded, ~held))
-            if held.any():
-                self._validation.append(StoredSource.of(encoded, held))
-                _say("%s: %d rows held out for validation", name, len(self._validation[-1].store))
-        for name, spec in _named(self._validation_datasets):
-            self._validation.append(StoredSource.of(self._encode(name, spec, encode)))
-        self._walk = self._walk_over(self._train, tuple(spec.weight for spec in self._datasets))
+        self.prepare_data()
+        assert self._stores is not None
+        stores, validation = self._stores
+        chosen = held_out(stores, self._validation_split_ratio, self._batch.eval_seed)
+        for (name, _), store, rows in zip(named(self._datasets), stores, chosen, strict=True):
+            self.train_stores[name] = store.select(np.flatnonzero(~rows))
+            if rows.any():
+                self.validation_stores[name] = store.select(np.flatnonzero(rows))
+                _say("%s: %d rows held out for validation", name, rows.sum())
+        for (name, _), store in zip(named(self._validation_datasets), validation, strict=True):
+            self.validation_stores[name] = store
+        self._walk = self._walk_over(self.train_stores, _weights(self._datasets))
 
     def train_dataloader(self) -> StepBatchLoader:
         """Give the loader of this rank; each pass goes on from the ledger to the end of its epoch.
@@ -182,17 +181,17 @@ class ChatDataModule(pl.LightningDataModule):
                 "the checkpoint fixes %d packs a step: gradient_accumulation_steps is %d", packs_per_step, accumulation
             )
         sampler = StepPlanSampler(walk, self._position, share)
-        return StepBatchLoader(self._dataset(self._train), sampler, self._num_workers())
+        return StepBatchLoader(self._dataset(self.train_stores.values()), sampler, self._num_workers())
 
     def val_dataloader(self) -> list[StepBatchLoader]:
         """Give one loader for each validation set; all ranks get the same number of batches."""
         return [
             StepBatchLoader(
-                self._dataset([source]),
-                plans_in_file_order(self._walk_over([source], (1.0,)), self._share()),
+                self._dataset([store]),
+                plans_in_file_order(self._walk_over({name: store}), self._share()),
                 self._num_workers(),
             )
-            for source in self._validation
+            for name, store in self.validation_stores.items()
         ]
 
     def on_after_batch_transfer(self, batch: StepBatch, dataloader_idx: int) -> StepBatch:
@@ -215,16 +214,32 @@ class ChatDataModule(pl.LightningDataModule):
         packs_per_step = self._packs_per_step()
         return sum(self._built_walk.num_steps(epoch, packs_per_step) for epoch in range(max_epochs))
 
+    def realised_mix(self) -> dict[str, float]:
+        """Give the metrics of the mixture: each source's share of the rows drawn so far, and its epochs."""
+        if self._trained is None:
+            return {}
+        drawn = self._built_walk.drawn(self._trained)
+        metrics = {}
+        for (name, store), rows in zip(self.train_stores.items(), drawn, strict=True):
+            metrics[f"data/{name}/share"] = rows / sum(drawn)
+            metrics[f"data/{name}/epochs"] = rows / len(store)
+        return metrics
+
     def data_summary(self) -> dict[str, Any]:
-        """Describe the data for the run's records: what is there, what was left out, and how it is mixed."""
-        walk = self._built_walk
-        draws = sum(walk.draws)
-        shares = [rows / draws for rows in walk.draws]
+        """Describe the data for the run's records: what is there, what was left out, and how it is mixed.
+
+        An epoch's shares of tokens are those of the sources' mean row, exact where an epoch holds every row once.
+        """
+        draws = self._built_walk.draws
+        train = [_summary(name, store) for name, store in self.train_stores.items()]
+        tokens = [rows * part["tokens"] / part["rows"] for rows, part in zip(draws, train, strict=True)]
+        for part, rows, of_source in zip(train, draws, tokens, strict=True):
+            part["epoch_share"] = rows / sum(draws)
+            part["epoch_token_share"] = of_source / sum(tokens)
+            part["epochs_per_epoch"] = rows / part["rows"]
         return {
-            "train": [
-                source.summary() | {"epoch_share": share} for source, share in zip(self._train, shares, strict=True)
-            ],
-            "validation": [source.summary() for source in self._validation],
+            "train": train,
+            "validation": [_summary(name, store) for name, store in self.validation_stores.items()],
             "packs_per_step": self._packs_per_step(),
         }
 
@@ -233,29 +248,18 @@ class ChatDataModule(pl.LightningDataModule):
         assert self._walk is not None, "setup has not run"
         return self._walk
 
-    def _encode(self, name: str, spec: DatasetSpec, encode: Callable[[Conversation], list[TokenRow]]) -> EncodedSource:
-        rows = open_rows(spec)
-        columns = list(rows[0].values)
-        detected = detect_type(columns, spec)
-        if spec.type == "auto":
-            _say("%s: type %s, from the columns %s", name, detected.type, ", ".join(columns))
-        conversations = _with_progress(name, [to_conversation(row, detected) for row in rows])
-        encoded = encode_source(name, conversations, encode, self._limit, self._chat.max_bad_row_fraction)
-        _say("%s", encoded.describe())
-        return encoded
-
-    def _walk_over(self, sources: Sequence[StoredSource], weights: tuple[float, ...]) -> Walk:
+    def _walk_over(self, stores: Mapping[str, RowStore], weights: tuple[float, ...] | None = None) -> Walk:
         spec = WalkSpec(
             sequence_len=self._batch.sequence_len,
             packing=self._batch.sample_packing,
             seed=self._batch.train_seed,
             weights=weights,
         )
-        fingerprints = {source.name: source.store.fingerprint for source in sources}
-        return Walk([source.store.lengths for source in sources], fingerprints, spec)
+        fingerprints = {name: store.fingerprint for name, store in stores.items()}
+        return Walk([store.lengths for store in stores.values()], fingerprints, spec)
 
-    def _dataset(self, sources: Sequence[StoredSource]) -> StepBatchDataset:
-        return StepBatchDataset([source.store for source in sources], self.tokenizer.pad_token_id)
+    def _dataset(self, stores: Iterable[RowStore]) -> StepBatchDataset:
+        return StepBatchDataset(list(stores), self.tokenizer.pad_token_id)
 
     def _share(self) -> Share:
         trainer = self.trainer
@@ -278,7 +282,67 @@ class ChatDataModule(pl.LightningDataModule):
         return 2 if torch.cuda.is_available() else 0
 
 
-def _check(tokenizer: str, datasets: Sequence[DatasetSpec], validation_split_ratio: float, batch: BatchSpec) -> None:
+class ChatDataModule(StepDataModule):
+    """Conversations and instructions; a text among the data sets is trained on whole."""
+
+
+class TextDataModule(StepDataModule):
+    """Plain text, every token supervised; conversations among the data sets are supervised as `chat` says.
+
+    Args:
+        tokenizer: its source, usually the model's.
+        datasets: to train on.
+        validation_datasets: to validate on.
+        validation_split_ratio: share of the documents of each training set that is validated on instead.
+        batch: how rows become steps.
+        chat: limits of the rows, and how conversations become tokens.
+        trust_remote_code: run code that comes with the tokenizer's hub repository.
+    """
+
+    _prefers_text = True
+
+    def __init__(
+        self,
+        tokenizer: str = "",
+        datasets: list[DatasetSpec] = [],  # noqa: B006
+        validation_datasets: list[DatasetSpec] = [],  # noqa: B006
+        validation_split_ratio: float = 0.1,
+        batch: BatchSpec = BatchSpec(),  # noqa: B008
+        chat: ChatSpec = ChatSpec(loss_scale="all"),  # noqa: B008
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(
+            tokenizer, datasets, validation_datasets, validation_split_ratio, batch, chat, trust_remote_code
+        )
+
+
+def _weights(specs: Sequence[DatasetSpec]) -> tuple[float, ...] | None:
+    """Give each data set its weight, 1 where it has none; None where no weight was asked for."""
+    if all(spec.weight is None for spec in specs):
+        return None
+    return tuple(1.0 if spec.weight is None else spec.weight for spec in specs)
+
+
+def _summary(name: str, store: RowStore) -> dict[str, Any]:
+    """Give the numbers of a source; what was left out is counted for the source as a whole."""
+    tokens, loss_tokens = int(store.lengths.sum()), int(store.num_loss_tokens.sum())
+    return {
+        "name": name,
+        "type": store.info["type"],
+        "rows": len(store),
+        "documents": len(np.unique(store.documents)),
+        "tokens": tokens,
+        "supervised_tokens": loss_tokens,
+        "supervised_share": loss_tokens / tokens,
+        "bad_rows": store.info["bad"],
+        "rows_over_max_length": store.info["too_long"],
+        "fingerprint": store.fingerprint,
+    }
+
+
+def _check(
+    tokenizer: str, datasets: Sequence[DatasetSpec], validation_split_ratio: float, batch: BatchSpec, chat: ChatSpec
+) -> None:
     problems = []
     if not tokenizer:
         problems.append("tokenizer is empty; give the model's source")
@@ -292,26 +356,4 @@ def _check(tokenizer: str, datasets: Sequence[DatasetSpec], validation_split_rat
         )
     if problems:
         raise ConfigError("; ".join(problems) + ".")
-
-
-def _named(specs: Sequence[DatasetSpec]) -> list[tuple[str, DatasetSpec]]:
-    """Give each data set its name, or its file's; a repeated one gets a number, so that metrics stay apart."""
-    named: dict[str, DatasetSpec] = {}
-    for spec in specs:
-        stem = spec.name or spec.path.rstrip("/").rpartition("/")[2].partition(".")[0] or spec.path
-        name, number = stem, 1
-        while name in named:
-            number += 1
-            name = f"{stem}-{number}"
-        named[name] = spec
-    return list(named.items())
-
-
-def _with_progress(name: str, conversations: Sequence[Conversation]) -> Iterator[Conversation]:
-    started = last_line = time.monotonic()
-    for done, conversation in enumerate(conversations):
-        if time.monotonic() - last_line > _SECONDS_BETWEEN_PROGRESS_LINES:
-            last_line = time.monotonic()
-            rate = done / (last_line - started)
-            _say("%s: tokenised %d of %d rows, %.0f a second", name, done, len(conversations), rate)
-        yield conversation
+    LengthLimit.of(chat, batch.sequence_len, "text")

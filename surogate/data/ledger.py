@@ -18,7 +18,7 @@ from surogate.data.mixing import EpochOrder, draws_per_epoch, epoch_order
 from surogate.data.packing import MAX_OPEN_PACKS, Packer
 from surogate.errors import CheckpointError
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
 
 Pack = list[int]
 """Row ids, numbered through all sources."""
@@ -72,7 +72,8 @@ class WalkSpec:
     sequence_len: int
     packing: bool
     seed: int
-    weights: tuple[float, ...]
+    weights: tuple[float, ...] | None
+    """Of each source; None = every row once an epoch."""
 
 
 class Walk:
@@ -89,7 +90,11 @@ class Walk:
         self.num_rows = [len(array) for array in lengths]
         self.lengths = np.concatenate(list(lengths))
         self.draws = draws_per_epoch(self.num_rows, spec.weights)
-        self.identity: dict[str, Any] = {**asdict(spec), "weights": list(spec.weights), "rows": dict(fingerprints)}
+        self.identity: dict[str, Any] = {
+            **asdict(spec),
+            "weights": None if spec.weights is None else list(spec.weights),
+            "rows": dict(fingerprints),
+        }
         self._num_packs: dict[int, int] = {}
 
     def start(self, epoch: int, packs_per_step: int) -> Ledger:
@@ -156,13 +161,25 @@ class Walk:
         if batch:
             yield batch, ledger_after(len(order))
 
+    def drawn(self, ledger: Ledger) -> list[int]:
+        """Count the rows of each source that were drawn up to a position, all epochs together."""
+        return [ledger.epoch * draws + cursor for draws, cursor in zip(self.draws, ledger.cursors, strict=True)]
+
     def num_steps(self, epoch: int, packs_per_step: int) -> int:
         """Count the steps of an epoch by walking it; remembered, as it depends on the shuffle."""
         if epoch not in self._num_packs:
-            order = epoch_order(self.num_rows, self.spec.weights, self.spec.seed, epoch)
-            packs = self._packs(order, 0, self._packer()) if self.spec.packing else range(len(order))
-            self._num_packs[epoch] = sum(1 for _ in packs)
+            self._num_packs[epoch] = self._count_packs(
+                epoch_order(self.num_rows, self.spec.weights, self.spec.seed, epoch)
+            )
         return -(-self._num_packs[epoch] // packs_per_step)
+
+    def _count_packs(self, order: EpochOrder) -> int:
+        if not self.spec.packing:
+            return len(order)
+        # A full row fits into no open pack and closes its own at once, so it changes nothing for the others.
+        is_full = self.lengths[order.row_ids] == self.spec.sequence_len
+        others = EpochOrder(order.row_ids[~is_full], order.sources[~is_full])
+        return int(is_full.sum()) + sum(1 for _ in self._packs(others, 0, self._packer()))
 
     def packs_in_file_order(self) -> Iterator[Pack]:
         """Pack every row once, unshuffled, for validation."""

@@ -31,20 +31,19 @@ class EpochOrder:
         return len(self.row_ids)
 
 
-def draws_per_epoch(num_rows: Sequence[int], weights: Sequence[float]) -> list[int]:
+def draws_per_epoch(num_rows: Sequence[int], weights: Sequence[float] | None) -> list[int]:
     """Say how many rows of each source an epoch holds.
 
-    With all weights 1.0 (nothing asked for) that is every row once. Otherwise the shares of rows follow the weights
-    while the epoch keeps its length: small sources repeat, large ones are subsampled, and what one epoch leaves out
-    comes first in the next.
+    Without weights that is every row once. Otherwise the shares of rows follow the weights while the epoch keeps its
+    length: small sources repeat, large ones are subsampled, and what one epoch leaves out comes first in the next.
 
     Raises:
         ConfigError: a negative weight, or no positive one.
     """
+    if weights is None:
+        return list(num_rows)
     if any(weight < 0 for weight in weights) or not any(weight > 0 for weight in weights):
         raise ConfigError(f"weight: got {list(weights)}; every weight must be 0 or more and at least one above 0.")
-    if all(weight == 1.0 for weight in weights):
-        return list(num_rows)
     total = sum(num_rows)
     exact = total * np.asarray(weights, dtype=np.float64) / sum(weights)
     draws = np.floor(exact).astype(int)
@@ -62,12 +61,12 @@ def shuffled(num_rows: int, seed: int, source: int, round_index: int) -> np.ndar
     return np.argsort(stream.random_raw(num_rows), kind="stable")
 
 
-def epoch_order(num_rows: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> EpochOrder:
+def epoch_order(num_rows: Sequence[int], weights: Sequence[float] | None, seed: int, epoch: int) -> EpochOrder:
     """Order the draws of an epoch.
 
     Args:
         num_rows: rows of each source.
-        weights: one a source (see draws_per_epoch).
+        weights: one a source, or None (see draws_per_epoch).
         seed: of the shuffles.
         epoch: counted from 0.
     """

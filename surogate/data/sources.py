@@ -1,29 +1,29 @@
-"""Files, folders and hub data sets as rows of plain values.
+"""Sources of rows: a file, a folder or a hub data set, here or behind a URL, as rows of plain values.
 
-What is not here: what the columns mean (formats.py). The one idea: every row knows where it came from, `file:line`, and
-data is only ever parsed, never executed.
+What is not here: how a file is read (text_rows.py, tabular.py) and what the columns mean (formats.py). The one idea: a
+source is opened at once and read on demand, again and again, without ever being held: every row knows where it came
+from, `file:line`, and data is only ever parsed, never executed.
 """
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
+import hashlib
 import json
 import logging
-import lzma
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from surogate.config.parts import DatasetSpec
-from surogate.data.tabular import read_arrow, read_parquet, read_zstd
+from surogate.data.files import COMPRESSIONS, DataFile, LocalPlace, Place, TextFile, kind
+from surogate.data.remote import RemotePlace, network_errors, said
+from surogate.data.tabular import read_arrow, read_parquet
+from surogate.data.text_rows import Row, read_csv, read_json, read_jsonl
 from surogate.errors import DataError
-from surogate.locations import resolve
+from surogate.locations import is_url, resolve, without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -41,64 +41,105 @@ class SourceRow:
     origin: str
 
 
-Reader = Callable[[IO[bytes], Path], Iterator[tuple[dict[str, Any], str]]]
-"""Gives the rows of a stream, each with its place in the file; the path is for messages."""
+@dataclass(frozen=True)
+class Source:
+    """The rows of a data set, read on demand.
+
+    Attributes:
+        name: what messages call it: the path as the user typed it, without credentials.
+        samples: the most rows that are read, None for all.
+    """
+
+    name: str
+    samples: int | None
+    _read: Callable[[], Iterator[SourceRow]] = field(repr=False)
+    _identify: Callable[[], str] = field(repr=False)
+
+    def rows(self) -> Iterator[SourceRow]:
+        """Yield the rows of a fresh pass, without reading on after the last.
+
+        Raises:
+            DataError: a file is broken (with its line), or there is no row at all.
+        """
+        empty = True
+        for row in islice(self._read(), self.samples):
+            empty = False
+            yield row
+        if empty:
+            raise DataError(f"{self.name}: the data set is empty; it must hold at least one row.")
+
+    def columns(self) -> list[str]:
+        """Name the columns of the first row.
+
+        Raises:
+            DataError: as `rows`.
+        """
+        return list(next(self.rows()).values)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of all the files that belong to it: their names within it and their contents; not of `samples`.
+
+        A file that was only touched or moved along with its folder keeps it.
+        """
+        return self._identify()
 
 
-def open_rows(spec: DatasetSpec) -> Sequence[SourceRow]:
-    """Read the rows of a data set, at most `samples` of them.
+def open_source(spec: DatasetSpec) -> Source:
+    """Find the files of a data set.
 
     Raises:
-        DataError: nothing is there, a file is broken (with its line), there is no row, or split or subset name none.
+        DataError: nothing is there or can be reached, a type of file is unknown, or split or subset name none.
     """
-    location = resolve(spec.path)
-    if isinstance(location, str):
-        rows = _read_hub(location, spec)
-    elif location.is_dir():
-        rows = _read_folder(location, spec)
-    else:
-        _refuse_choice_in_a_file(spec)
-        rows = _read_file(location)
-    held = list(islice(rows, spec.samples))
-    if not held:
-        raise DataError(f"{spec.path}: the data set is empty; it must hold at least one row.")
-    return held
+    location = resolve(spec.path, urls=True)
+    name = without_credentials(spec.path)
+    if isinstance(location, str) and not is_url(location):
+        data = _load_hub(name, spec)
+        return Source(
+            name, spec.samples, partial(_hub_rows, data, f"{name}[{spec.split}]"), partial(_hub_identity, data)
+        )
+    place: Place = RemotePlace(location) if isinstance(location, str) else LocalPlace(location)
+    files = _files_of(place, name, spec) if place.is_folder() else [_single_file(place, name, spec)]
+    return Source(name, spec.samples, partial(_rows_of, files), partial(_identity_of, files))
 
 
-def _refuse_choice_in_a_file(spec: DatasetSpec) -> None:
+def _single_file(place: Place, name: str, spec: DatasetSpec) -> DataFile:
     for key in ("split", "subset"):
         if getattr(spec, key) != getattr(DatasetSpec, key):
             raise DataError(
-                f"{spec.path}: {key} is {getattr(spec, key)!r}, but this is one file; split and subset choose within "
+                f"{name}: {key} is {getattr(spec, key)!r}, but this is one file; split and subset choose within "
                 f"hub ids and folders only. Remove {key}, or give the file that holds what you mean."
             )
+    file = place.file()
+    if kind(file) not in _KINDS:
+        raise DataError(f"{file.name}: unknown file type. Allowed are {_ALLOWED}.")
+    return file
 
 
-def _read_folder(folder: Path, spec: DatasetSpec) -> Iterator[SourceRow]:
+def _files_of(place: Place, name: str, spec: DatasetSpec) -> Sequence[DataFile]:
     if spec.subset is not None:
-        folder = folder / spec.subset
-        if not folder.is_dir():
-            raise DataError(f"{spec.path}: subset is {spec.subset!r}, but there is no folder {folder}.")
-    if any(all((folder / name).is_file() for name in names) for names in _SAVED_TO_DISK):
-        return _read_saved(folder, spec)
-    files = [path for path in sorted(folder.rglob("*")) if _is_data(path, folder)]
+        inner = place.folder(spec.subset)
+        if inner is None:
+            raise DataError(f"{name}: subset is {spec.subset!r}, but there is no folder of that name.")
+        place = inner
+    files = [file for file in place.files() if _is_data(file)]
     if not files:
-        raise DataError(f"{folder}: the folder holds no data file. Allowed are {_allowed()}.")
-    return (row for path in _of_split(files, folder, spec) for row in _read_file(path))
+        raise DataError(f"{place.name}: the folder holds no data file. Allowed are {_ALLOWED}.")
+    return _of_split(files, place.name, spec)
 
 
-def _is_data(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    about_data = path.name.lower() in _ABOUT_DATA
-    return path.is_file() and not hidden and not about_data and _reader_and_opener(path) is not None
+def _is_data(file: DataFile) -> bool:
+    parts = file.inner.split("/")
+    hidden = any(part.startswith(".") for part in parts)
+    return not hidden and parts[-1].lower() not in _ABOUT_DATA and kind(file) in _KINDS
 
 
-def _of_split(files: Sequence[Path], folder: Path, spec: DatasetSpec) -> Sequence[Path]:
+def _of_split(files: Sequence[DataFile], folder: str, spec: DatasetSpec) -> Sequence[DataFile]:
     """Keep the files of the split; all of them where nothing was asked for and no name tells of a split."""
     wanted = _SPLITS.get(spec.split, spec.split)
-    names = {path: _split_of(path, folder, wanted) for path in files}
-    chosen = [path for path in files if names[path] == wanted]
-    splits = sorted({name for name in names.values() if name})
+    names = [_split_of(file, wanted) for file in files]
+    chosen = [file for file, split in zip(files, names, strict=True) if split == wanted]
+    splits = sorted({name for name in names if name})
     if not chosen and (splits or spec.split != DatasetSpec.split):
         raise DataError(
             f"{folder}: split is {spec.split!r}, but no file is named after it. The folder's files are named after "
@@ -109,10 +150,10 @@ def _of_split(files: Sequence[Path], folder: Path, spec: DatasetSpec) -> Sequenc
     return chosen or files
 
 
-def _split_of(path: Path, folder: Path, wanted: str) -> str | None:
+def _split_of(file: DataFile, wanted: str) -> str | None:
     """Read a split from a file's name (`test-00000-of-00002.parquet`, `news_test.jsonl`), else from its folders'."""
-    suffixes = {suffix.removeprefix(".") for suffix in (*_READERS, *_OPENERS)}
-    for part in reversed(path.relative_to(folder).parts):
+    suffixes = {suffix.removeprefix(".") for suffix in (*_KINDS, *COMPRESSIONS)}
+    for part in reversed(file.inner.split("/")):
         if re.match(rf"{re.escape(wanted)}([-_.]|$)", part, re.IGNORECASE):
             return wanted
         words = [
@@ -124,147 +165,59 @@ def _split_of(path: Path, folder: Path, wanted: str) -> str | None:
     return None
 
 
-def _read_saved(folder: Path, spec: DatasetSpec) -> Iterator[SourceRow]:
-    """Read what `save_to_disk` of the datasets library wrote."""
-    import datasets
-
-    try:
-        saved = datasets.load_from_disk(str(folder))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{folder}: the saved data set cannot be loaded: {error}") from error
-    splits = saved if isinstance(saved, dict) else {str(saved.split or DatasetSpec.split): saved}
-    if spec.split not in splits:
-        raise DataError(f"{folder}: split is {spec.split!r}, but the saved data set has {', '.join(splits)}.")
-    for number, values in enumerate(splits[spec.split], start=1):
-        yield SourceRow(dict(values), f"{folder}[{spec.split}]:row {number}")
+def _rows_of(files: Sequence[DataFile]) -> Iterator[SourceRow]:
+    for file in files:
+        for values, place in _KINDS[kind(file)](file):
+            yield SourceRow(values, f"{file.name}:{place}")
 
 
-def _read_file(path: Path) -> Iterator[SourceRow]:
-    found = _reader_and_opener(path)
-    if found is None:
-        raise DataError(f"{path}: unknown file type. Allowed are {_allowed()}.")
-    read, opener = found
-    try:
-        with opener(path) as stream:
-            for values, place in read(stream, path):
-                yield SourceRow(values, f"{path}:{place}")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: the file is not UTF-8 text ({error}). Convert it first.") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise DataError(f"{path}: the file cannot be read: {error}") from error
+def _identity_of(files: Sequence[DataFile]) -> str:
+    listed = json.dumps([(file.inner, file.digest()) for file in files])
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
-def _reader_and_opener(path: Path) -> tuple[Reader, Callable[[Path], IO[bytes]]] | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    opener = _OPENERS.get(suffixes[-1]) if suffixes else None
-    if opener:
-        suffixes.pop()
-    reader = _READERS.get(suffixes[-1]) if suffixes else None
-    return (reader, opener or (lambda path: path.open("rb"))) if reader else None
-
-
-def _allowed() -> str:
-    return f"{', '.join(_READERS)}, each also with {', '.join(_OPENERS)}"
-
-
-def _text(stream: IO[bytes]) -> IO[str]:
-    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-
-
-def _read_jsonl(stream: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    with _text(stream) as lines:
-        for line_number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _object(_parse_line(line, f"{path}:{line_number}"), f"{path}:{line_number}"), str(line_number)
-
-
-def _parse_line(line: str, origin: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{origin}: broken JSON line: {error.msg} at column {error.colno}.") from error
-
-
-def _read_json(stream: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    content = stream.read()
-    if not content.strip():
-        return
-    try:
-        document = json.loads(content)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # many a .json file holds JSON lines
-            yield from _read_jsonl(io.BytesIO(content), path)
-            return
-        raise DataError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}.") from error
-    rows = document if isinstance(document, list) else _rows_within(document) or [document]
-    for number, values in enumerate(rows, start=1):
-        yield _object(values, f"{path}:row {number}"), f"row {number}"
-
-
-def _rows_within(document: Any) -> list[Any] | None:
-    """Give the rows of `{"data": [...]}`: an object's one list of objects, unless it is a conversation itself."""
-    lists = [value for value in document.values() if isinstance(value, list)] if isinstance(document, dict) else []
-    if len(lists) != 1 or not lists[0] or not all(isinstance(row, dict) for row in lists[0]):
-        return None
-    return None if any({"role", "from"} & row.keys() for row in lists[0]) else lists[0]
-
-
-def _object(values: Any, origin: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise DataError(f"{origin}: a row must be a JSON object of columns, got {type(values).__name__}.")
-    return values
-
-
-def _read_csv(stream: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses fields over 128 KiB, shorter than many a document
-    with _text(stream) as lines:
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            for values in reader:
-                if None in values or None in values.values():
-                    fields = len(reader.fieldnames or [])
-                    raise DataError(f"{path}:{reader.line_num}: the row has not the {fields} fields of the header.")
-                yield values, str(reader.line_num)
-        except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: broken CSV: {error}.") from error
-
-
-def _read_txt(stream: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Read a whole file as one document."""
-    with _text(stream) as document:
-        text = document.read()
-    if text.strip():
+def _read_txt(file: DataFile) -> Iterator[Row]:
+    """Give a whole file as one document, which is read when it is asked for."""
+    text = TextFile(file)
+    if any(block.strip() for block in text.blocks()):
         yield {"text": text}, "1"
 
 
-def _read_hub(name: str, spec: DatasetSpec) -> Iterator[SourceRow]:
+def _load_hub(name: str, spec: DatasetSpec) -> Any:
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, spec.subset, split=spec.split)
-    except (ValueError, OSError) as error:  # every error of the hub client is one of the two
+        return datasets.load_dataset(name, spec.subset, split=spec.split)
+    except network_errors(ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"{name!r} is no local path, and the hub data set could not be loaded "
-            f"(subset {spec.subset!r}, split {spec.split!r}): {error}"
+            f"(subset {spec.subset!r}, split {spec.split!r}): {said(error)}"
         ) from error
-    for number, values in enumerate(rows, start=1):
-        yield SourceRow(dict(values), f"{name}[{spec.split}]:row {number}")
 
 
-_READERS: dict[str, Reader] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
+def _hub_rows(data: Any, name: str) -> Iterator[SourceRow]:
+    for number, values in enumerate(data, start=1):
+        yield SourceRow(dict(values), f"{name}:row {number}")
+
+
+def _hub_identity(data: Any) -> str:
+    return f"hub {data._fingerprint}"
+
+
+_KINDS: dict[str, Callable[[DataFile], Iterator[Row]]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
     ".parquet": read_parquet,
-    ".csv": _read_csv,
+    ".csv": read_csv,
     ".arrow": read_arrow,
     ".txt": _read_txt,
 }
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": read_zstd}
-
-_SAVED_TO_DISK = (("dataset_dict.json",), ("dataset_info.json", "state.json"))
-"""Files that mark a folder of `save_to_disk`, with splits and without."""
-_ABOUT_DATA = {"readme.txt", "license.txt", "licence.txt", "notice.txt", "dataset_info.json", "dataset_infos.json"}
-"""Files of a type that is read, but which tell about the data."""
+_ALLOWED = f"{', '.join(_KINDS)}, each also with {', '.join(COMPRESSIONS)}"
+_ABOUT_DATA = {
+    *("readme.txt", "license.txt", "licence.txt", "notice.txt"),
+    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+}
+"""Files of a type that is read, but which tell about the data; the last ones mark what `save_to_disk` wrote."""
 _SPLITS = {
     "train": "train",
     "training": "train",

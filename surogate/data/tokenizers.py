@@ -45,6 +45,11 @@ def load_tokenizer(source: str, trust_remote_code: bool = False) -> PreTrainedTo
             local_files_only=isinstance(location, Path),
         )
     except (OSError, ValueError, KeyError) as error:
+        if isinstance(location, Path) and gguf_file is None and not any(location.glob("*token*")):
+            raise ModelError(
+                f"{source!r} holds no tokenizer. Set tokenizer to the folder of one; `surogate tokenizer train` makes "
+                "one from a corpus."
+            ) from error
         raise ModelError(f"no tokenizer could be loaded from {source!r}: {error}") from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{source!r} has only a slow tokenizer; add its tokenizer.json.")

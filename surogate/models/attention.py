@@ -25,6 +25,9 @@ from surogate.errors import ModelError
 
 ATTENTION = "surogate_documents"
 
+_WINDOWED = {"sliding_attention", "chunked_attention"}
+"""Layer types of transformers whose tokens do not see their whole document."""
+
 
 class UnsupportedAttention(ModelError):
     """The model asks for something these kernels do not compute."""
@@ -48,13 +51,15 @@ def document_attention(
         (B, T, H, D) and no weights.
 
     Raises:
-        UnsupportedAttention: a position bias, a mask, or no document boundaries.
+        UnsupportedAttention: a position bias, a mask, no document boundaries, or a window known to the mask alone.
     """
     boundaries = kwargs.get("cu_seq_lens_q")
     if boundaries is None or attention_mask is not None:
         raise UnsupportedAttention("document attention needs the boundaries of the documents and no mask.")
     if kwargs.get("position_bias") is not None:
         raise UnsupportedAttention("document attention does not compute a position bias.")
+    if kwargs.get("sliding_window") is None and _layer_type(module) in _WINDOWED:
+        raise UnsupportedAttention("the model tells its window to masks alone, and document attention has none.")
     shape = ScoreShape(
         scale=kwargs.get("scaling") or query.shape[-1] ** -0.5,
         window=kwargs.get("sliding_window"),
@@ -65,6 +70,13 @@ def document_attention(
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and shape.is_plain and not shape.dropout:
         return _varlen(query, key, value, boundaries, kwargs["max_length_q"], shape), None
     return _each_document(query, key, value, boundaries, shape), None
+
+
+def _layer_type(module: Any) -> str | None:
+    """Return what the model's configuration calls this layer's attention, where it says so."""
+    layer_types = getattr(getattr(module, "config", None), "layer_types", None)
+    index = getattr(module, "layer_idx", None)
+    return layer_types[index] if layer_types and index is not None else None
 
 
 @dataclass(frozen=True, slots=True)

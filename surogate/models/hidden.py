@@ -17,6 +17,13 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def _decoder(model: Any) -> Any:
+    """Return the part of a causal language model that gives hidden states."""
+    base = base_model(model)
+    # The text models of multimodal families name the prefix of the whole, so they find themselves instead of a part.
+    return base.base_model if base.base_model is not base else base.model
+
+
 def forward_hidden(model: Any, micro_batch: MicroBatch) -> Tensor:
     """Run the decoder without its head.
 
@@ -27,8 +34,7 @@ def forward_hidden(model: Any, micro_batch: MicroBatch) -> Tensor:
     Returns:
         Hidden states after the final norm, (B, T, hidden), in the compute dtype.
     """
-    decoder = base_model(model).base_model
-    output = decoder(
+    output = _decoder(model)(
         input_ids=micro_batch.input_ids_BT,
         position_ids=micro_batch.position_ids_BT,
         use_cache=False,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers.generation.streamers import BaseStreamer
 
 _ADAPTER_FILE = "adapter_config.json"
+_PT_HEADER = "# What `surogate pt` was asked for"
 _MODEL_KEYS = ("model_type", "max_model_len", "rope_scaling", "trust_remote_code")
 _CHAT_KEYS = ("use_chat_template", "template", "system", "response_prefix")
 
@@ -53,36 +54,63 @@ class FoundModel:
         return bool(self.model_keys.get("trust_remote_code"))
 
 
-def find_model(location: str, adapter: str | None = None) -> FoundModel:
+def find_model(location: str, adapter: str | None = None, base: str | None = None) -> FoundModel:
     """Find the parts of a model without loading any.
 
     Args:
         location: a run's folder, an adapter's folder, or a model (folder, `.gguf`, `pkg://package/file`, hub id).
-        adapter: folder of an adapter to use instead of the location's own.
+        adapter: folder of an adapter to use instead of the location's own, or of a run, whose chat settings then count.
+        base: base model to use instead of the one that the location records.
 
     Raises:
-        ModelError: there is nothing there, or a run without an adapter yet.
+        ModelError: there is nothing there, or a run that has not written its result yet.
     """
-    path = resolve(location, error=ModelError)
-    run = RunFolder(path)
-    is_run = run.surogate_yaml.exists()
-    keys = read_yaml(run.surogate_yaml).values if is_run else {}
-    own = run.adapter_dir if is_run else run.path if (run.path / _ADAPTER_FILE).exists() else None
-    top = own if adapter is None else Path(resolve(adapter, error=ModelError))
-    if top is None:
-        return FoundModel(base=location, tokenizer=location)
-    if not (top / _ADAPTER_FILE).exists():
-        hint = "a run writes it when it ends: give its `surogate sft` command again" if top == own else "--adapter"
-        raise ModelError(f"{top} holds no {_ADAPTER_FILE}, so it is not an adapter folder ({hint})")
-    base = keys.get("model") or (location if own is None else _recorded_base(own))
-    merged = keys.get("adapter_path") if keys.get("adapter_init_mode", "merge") == "merge" else None
+    path = Path(resolve(location, error=ModelError))
+    keys = _run_keys(path)
+    other = None if adapter is None else Path(resolve(adapter, error=ModelError))
+    chat_keys = keys if other is None else _run_keys(other) or keys
+    if keys and not keys["lora"]:  # all weights were trained, so what the run asked for stands in its config.json
+        path = RunFolder(path).model_dir
+        if not (path / "config.json").exists():
+            raise ModelError(f"{path} does not exist: a run writes it when it ends. Give its command again.")
+        location, keys = str(path), {key: keys[key] for key in ("trust_remote_code",) if key in keys}
+    has_own = bool(keys.get("lora")) or (path / _ADAPTER_FILE).exists()
+    adapters = _adapters(other or path) if other or has_own else ()
+    base = base or keys.get("model") or (_recorded_base(path) if has_own else location)
+    has_tokenizer = adapters and (adapters[-1] / "tokenizer_config.json").exists()
     return FoundModel(
         base=base,
-        adapters=(Path(merged), top) if merged else (top,),
-        tokenizer=str(top) if (top / "tokenizer_config.json").exists() else base,
-        chat=ChatSpec(**{key: keys[key] for key in _CHAT_KEYS if keys.get(key) is not None}),
+        adapters=adapters,
+        tokenizer=str(adapters[-1]) if has_tokenizer else keys.get("tokenizer") or base,
+        chat=ChatSpec(**{key: chat_keys[key] for key in _CHAT_KEYS if chat_keys.get(key) is not None}),
         model_keys={key: keys[key] for key in _MODEL_KEYS if keys.get(key) is not None},
     )
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Tell whether a folder is an adapter's, or that of a run which has trained one."""
+    return any((path / _ADAPTER_FILE).exists() for path in (folder, RunFolder(folder).adapter_dir))
+
+
+def _adapters(folder: Path) -> tuple[Path, ...]:
+    """Return the adapters that the folder of an adapter or a run stands for, in the order in which they go on top."""
+    keys = _run_keys(folder)
+    top = RunFolder(folder).adapter_dir if keys else folder
+    if not (top / _ADAPTER_FILE).exists():
+        hint = "a run writes it when it ends: give its command again" if keys else "--adapter"
+        raise ModelError(f"{top} holds no {_ADAPTER_FILE}, so it is not an adapter folder ({hint})")
+    merged = keys.get("adapter_path") if keys.get("adapter_init_mode", "merge") == "merge" else None
+    return (Path(merged), top) if merged else (top,)
+
+
+def _run_keys(folder: Path) -> dict[str, Any]:
+    """Return what a run was asked for, with `lora` as it was resolved; {} where the folder is no run."""
+    file = RunFolder(folder).surogate_yaml
+    if not file.exists():
+        return {}
+    keys = read_yaml(file).values
+    is_pt = file.read_text(encoding="utf-8").startswith(_PT_HEADER)
+    return {**keys, "lora": keys.get("lora", not is_pt)}
 
 
 def load_for_inference(found: FoundModel, device: torch.device | None = None) -> nn.Module:
@@ -93,14 +121,14 @@ def load_for_inference(found: FoundModel, device: torch.device | None = None) ->
     """
     import torch
 
+    from surogate.models import lora
     from surogate.models.load import load_model
-    from surogate.models.lora import load_adapter
 
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = ModelSpec(source=found.base, dtype="float32" if device.type == "cpu" else None, **found.model_keys)
     model: Any = load_model(spec, device)
     for folder in found.adapters:
-        model = load_adapter(model, folder).merge_and_unload()
+        model = lora.fold(lora.load_adapter(model, folder))
     return model.to(device).eval()
 
 
@@ -162,5 +190,8 @@ def generate_ids(
 def _recorded_base(adapter: Path) -> str:
     base = json.loads((adapter / _ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
-        raise ModelError(f"{adapter / _ADAPTER_FILE} names no base model; give the model, and this folder as --adapter")
+        raise ModelError(
+            f"{adapter / _ADAPTER_FILE} names no base model; name it (surogate merge: --model BASE; "
+            f"surogate chat and generate: BASE --adapter {adapter})"
+        )
     return str(base)

@@ -16,7 +16,7 @@ from surogate.batches import MicroBatch, PackedRow, TokenRow
 from surogate.errors import ModelError
 from surogate.models import attention
 from surogate.models.attention import ATTENTION
-from surogate.models.hidden import forward_hidden
+from surogate.models.hidden import base_model, forward_hidden
 
 _CANDIDATES = {
     "auto": (ATTENTION, "flex_attention", "sdpa", "eager"),
@@ -31,51 +31,73 @@ ISOLATION_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 
 """Largest difference of a packed document's hidden states from its own alone, relative to their largest value."""
 
 
-def choose(model: Any, asked: str, device: torch.device) -> str:
+_FAILURES = (ModelError, ValueError, ImportError, RuntimeError, KeyError, AttributeError, TypeError)
+"""How the code of a model says that it cannot run this way: each in its own words."""
+
+
+def choose(model: Any, asked: str, device: torch.device, *, packed: bool = True) -> str:
     """Set the first attention implementation that is right and isolates documents on this model; return its name.
 
     Args:
         model: a transformers model (or a PEFT model of one), on its device.
         asked: `attn_implementation` of the configuration.
         device: where the model is.
+        packed: whether documents share rows. Where each has a row of its own, models that know no boundaries between
+            documents (recurrent ones, ALiBi) qualify too.
 
     Raises:
         ModelError: no candidate qualifies.
     """
     attention.register()
-    probe = _Probe(model, device)
     reasons = []
+    try:
+        probe = _Probe(model, device, packed)
+    except _FAILURES as problem:
+        raise ModelError(f"This model cannot run on the rows of a batch: {_first_sentence(problem)}") from problem
     for name in _CANDIDATES["auto on a CPU" if asked == "auto" and device.type == "cpu" else asked]:
-        try:
-            model.set_attn_implementation(name)
-            error = probe.error()
-        except (ModelError, ValueError, ImportError, RuntimeError, KeyError) as problem:
-            reasons.append(f"{name}: {str(problem).splitlines()[0]}")
-            continue
-        if error <= ISOLATION_TOLERANCE[probe.dtype]:
+        reason = probe.why_not(name)
+        if reason is None:
             return name
-        reasons.append(f"{name}: a packed document differs from the same document alone by {error:.1e}")
-    raise ModelError(
-        f"attn_implementation: {asked}: packed documents cannot be kept apart in this model ({'; '.join(reasons)})."
-    )
+        reasons.append(f"{name}: {reason}")
+    trouble = "packed documents cannot be kept apart" if packed else "documents cannot be kept apart from padding"
+    advice = " With sample_packing: false each document has a row of its own." if packed else ""
+    raise ModelError(f"attn_implementation: {asked}: {trouble} in this model ({'; '.join(reasons)}).{advice}")
 
 
 class _Probe:
-    """Compares a document's hidden states after another document with those alone, by the model's own eager code."""
+    """Compares a document's hidden states next to another document with those alone, by the model's own eager code."""
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device, packed: bool) -> None:
         # Ids spread over the vocabulary, so that leaking attention shows.
         vocab_size = model.get_input_embeddings().num_embeddings
         ids = (torch.arange(1, 13) * 7919 % vocab_size).numpy().astype("int32")
-        self.model, self.device = model, device
+        self.model, self.device, self.packed = model, device, packed
         self.dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        self.first, self.second = (TokenRow(part, part > -1) for part in (ids[:7], ids[7:]))
+        self.rows = [TokenRow(part, part > -1) for part in (ids[:7], ids[7:])]
+        # A document in a packed row comes after others; one in a row of its own only comes before padding.
+        self.place = slice(7, 12) if packed else slice(0, 7)
         model.set_attn_implementation("eager")
-        self.expected = self._hidden([self.second])
+        self.expected = self._hidden([self.rows[1 if packed else 0]])
 
-    def error(self) -> float:
+    def why_not(self, name: str) -> str | None:
+        """Set an implementation and say why it does not qualify; None where it does."""
+        config = base_model(self.model).config
+        try:
+            self.model.set_attn_implementation(name)
+            if config._attn_implementation != name:
+                return "the model's code has an attention of its own"
+            if self.packed and "chunked_attention" in (getattr(config.get_text_config(), "layer_types", None) or []):
+                return "the model cuts a row into chunks of attention, not each document"
+            error = self._error()
+        except _FAILURES as problem:
+            return _first_sentence(problem)
+        if error <= ISOLATION_TOLERANCE[self.dtype]:
+            return None
+        return f"a document differs from the same document alone by {error:.1e}"
+
+    def _error(self) -> float:
         """Largest difference, relative to the largest value."""
-        got = self._hidden([self.first, self.second])[len(self.first) :]
+        got = self._hidden(self.rows)[self.place]
         return ((got - self.expected).abs().max() / self.expected.abs().max().clamp_min(1e-12)).item()
 
     @torch.no_grad()
@@ -83,6 +105,12 @@ class _Probe:
         was_training = self.model.training
         self.model.eval()
         batch = MicroBatch.collate([PackedRow.from_rows(rows)], pad_token_id=0).to(self.device)
-        hidden = forward_hidden(self.model, batch)[0].float()
-        self.model.train(was_training)
-        return hidden
+        try:
+            return forward_hidden(self.model, batch)[0].float()
+        finally:
+            self.model.train(was_training)
+
+
+def _first_sentence(problem: Exception) -> str:
+    text = str(problem).strip()
+    return text.splitlines()[0].split(". ")[0].rstrip(".") if text else type(problem).__name__

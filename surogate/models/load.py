@@ -48,14 +48,16 @@ def load_config(spec: ModelSpec) -> Any:
     return config
 
 
-def load_model(spec: ModelSpec, device: torch.device = CPU, *, defer: bool = False, attn: str = "sdpa") -> nn.Module:
+def load_model(
+    spec: ModelSpec, device: torch.device = CPU, *, defer: bool = False, attn: str | None = None
+) -> nn.Module:
     """Build the model that a spec names, in evaluation mode.
 
     Args:
         spec: what to load and how.
         device: where it will run; decides the dtype, the weights themselves stay on the CPU.
         defer: build on the meta device and leave the reading to `weights.materialize_`, where the checkpoint allows.
-        attn: transformers' name of the attention implementation.
+        attn: transformers' name of the attention implementation; None = the fastest that the model has.
 
     Raises:
         ModelError: the source is missing, broken, or not a causal language model.
@@ -76,7 +78,7 @@ def load_model(spec: ModelSpec, device: torch.device = CPU, *, defer: bool = Fal
     return _load_at_once(source, config, dtype, attn, spec.trust_remote_code)
 
 
-def _load_at_once(source: ModelSource, config: Any, dtype: torch.dtype, attn: str, trust: bool) -> nn.Module:
+def _load_at_once(source: ModelSource, config: Any, dtype: torch.dtype, attn: str | None, trust: bool) -> nn.Module:
     from transformers import AutoModelForCausalLM, GgufConfig
     from transformers.utils import logging as transformers_logging
 
@@ -93,7 +95,7 @@ def _load_at_once(source: ModelSource, config: Any, dtype: torch.dtype, attn: st
         raise ModelError(f"model: {source.location} cannot be loaded: {_first_line(error)}") from error
 
 
-def _load_deferred(source: ModelSource, config: Any, dtype: torch.dtype, attn: str) -> nn.Module | None:
+def _load_deferred(source: ModelSource, config: Any, dtype: torch.dtype, attn: str | None) -> nn.Module | None:
     """Return a model on the meta device, or None where the checkpoint does not map one to one."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM

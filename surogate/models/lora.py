@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,25 +57,30 @@ def inject(model: nn.Module, spec: LoraSpec, base_location: str) -> nn.Module:
         model = _stack(model, spec)
         if spec.adapter_init_mode == "trainable":
             return _cast_adapter_(model, spec)
-    targets = target_names(model, spec.target_modules)
+    targets = _without_experts(model, target_names(model, spec.target_modules), spec.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.rank,
         lora_alpha=spec.alpha,  # type: ignore[arg-type]  # a float works
         lora_dropout=spec.dropout,
         target_modules=targets,
+        fan_in_fan_out=_has_transposed_layers(model, targets),
         use_rslora=spec.use_rslora,
         use_dora=spec.use_dora,
         init_lora_weights=spec.init_lora_weights,  # type: ignore[arg-type]
         modules_to_save=_checked_modules_to_save(model, spec.modules_to_save) or None,
     )
-    adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
+    try:
+        with _quiet_about_tied_weights():
+            adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise ModelError(f"init_lora_weights: {spec.init_lora_weights}: {str(error).splitlines()[0]}") from error
     adapted.peft_config["default"].base_model_name_or_path = base_location
     if not needs_base_weights(spec):
         _reset_adapter_(adapted, spec)
     _cast_adapter_(adapted, spec)
     if _changes_base(spec):
-        _keep_start(adapted)
+        _keep_start(adapted, spec)
     return adapted
 
 
@@ -79,10 +88,11 @@ def target_names(model: Any, asked: list[str]) -> list[str]:
     """Resolve `lora_target_modules` to layer names.
 
     `all` means every linear layer but the LM head. Short names (`q_proj`) are given where they are unambiguous, since
-    they are what vLLM and people read.
+    they are what vLLM and people read. A longer end of a name (`layers.0.self_attn.q_proj`) and a regular expression of
+    one (`layers.[0-3].*.q_proj`) choose among layers.
 
     Raises:
-        ModelError: a name matches no linear layer.
+        ModelError: a name or expression matches no linear layer.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -95,12 +105,63 @@ def target_names(model: Any, asked: list[str]) -> list[str]:
             raise ModelError("lora_target_modules: the model has no linear layers besides its head.")
         ambiguous = {name.rpartition(".")[2] for name in set(linear) - set(body)}
         return leaves if not ambiguous & set(leaves) else sorted(body)
+    found = set()
     for target in asked:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
+        matching = _matching(target, linear)
+        if not matching:
             raise ModelError(
-                f"lora_target_modules: no linear layer is named {target}. This model has: {', '.join(leaves)}."
+                f"lora_target_modules: no linear layer is named {target}. This model has: {', '.join(leaves)}; written "
+                f"out, {body[0] if body else linear[0]}."
             )
-    return sorted(asked)
+        found |= {target} if _PLAIN_NAME.fullmatch(target) else matching
+    return sorted(found)
+
+
+_PLAIN_NAME = re.compile(r"[\w.]+")
+
+
+def _matching(target: str, names: list[str]) -> set[str]:
+    """Return the layers that a name, the end of one, or a regular expression of either means."""
+    pattern = re.escape(target) if _PLAIN_NAME.fullmatch(target) else target
+    try:
+        whole = re.compile(rf"(.*\.)?({pattern})")
+    except re.error as error:
+        raise ModelError(
+            f"lora_target_modules: {target} is neither a name nor a regular expression: {error}."
+        ) from error
+    return {name for name in names if whole.fullmatch(name)}
+
+
+def _without_experts(model: nn.Module, targets: list[str], asked: list[str]) -> list[str]:
+    """Leave out names that PEFT takes for the fused experts of a mixture, whatever else bears them.
+
+    In DeepSeek-V3, GLM-4-MoE and others `gate_proj` is a layer of the shared experts, and PEFT (0.21, when it makes an
+    adapter and when it loads one) replaces it by the fused parameter of the routed ones, where dropout cannot work.
+
+    Raises:
+        ModelError: such a name was asked for.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=list(targets))
+    convert_peft_config_for_transformers(config, model, None)
+    lost = sorted(set(targets) - set(config.target_modules or []))
+    if lost and asked != ["all"]:
+        raise ModelError(
+            f"lora_target_modules: {', '.join(lost)}: in this model PEFT takes these names for its fused experts, "
+            "which cannot be adapted here. Leave them out."
+        )
+    if lost:
+        logger.info("lora_target_modules: all leaves out %s, which PEFT takes for the fused experts.", ", ".join(lost))
+    return [name for name in targets if name not in lost]
+
+
+def _has_transposed_layers(model: nn.Module, targets: list[str]) -> bool:
+    """Whether the targets are the transposed linear layers of GPT-2."""
+    from transformers.pytorch_utils import Conv1D
+
+    return any(isinstance(m, Conv1D) and name.endswith(tuple(targets)) for name, m in model.named_modules())
 
 
 def _reset_adapter_(model: nn.Module, spec: LoraSpec) -> None:
@@ -129,11 +190,12 @@ def save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter in PEFT's format (adapter_config.json, adapter_model.safetensors), for the untouched base.
 
     An adapter that started from a factorisation of the base (PiSSA, OLoRA) is written as its difference to its start,
-    which is plain LoRA of twice the rank.
+    which is plain LoRA of twice the rank. How it started no longer matters then and is not written, so that a loader
+    does not compute it in vain.
     """
     start: dict[str, torch.Tensor] | None = getattr(model, _START, None)
     config = model.peft_config["default"]
-    state = None
+    state, written = None, replace(config, init_lora_weights=True)
     if start is not None:
         # W + BA - B0 A0 = W + [B, -B0] [A; A0]
         state = model.state_dict()
@@ -141,9 +203,8 @@ def save_adapter(model: Any, folder: Path) -> None:
             joined = ([state[name], first], 0) if "lora_A" in name else ([state[name], -first], 1)
             state[name] = torch.cat(*joined)
         wider = math.sqrt(2) if config.use_rslora else 2  # keeps the scaling alpha / r, or alpha / sqrt(r)
-        model.peft_config["default"] = replace(
-            config, r=2 * config.r, lora_alpha=wider * config.lora_alpha, init_lora_weights=True
-        )
+        written = replace(written, r=2 * config.r, lora_alpha=wider * config.lora_alpha)
+    model.peft_config["default"] = written
     try:
         # "auto" would ask the hub whether the vocabulary was resized.
         model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
@@ -157,12 +218,25 @@ def _changes_base(spec: LoraSpec) -> bool:
     return isinstance(init, str) and init.startswith(("pissa", "olora"))
 
 
-def _keep_start(model: Any) -> None:
-    setattr(model, _START, {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_" in k})
+def _keep_start(model: Any, spec: LoraSpec) -> None:
+    factors = {k: v.detach().clone() for k, v in model.state_dict().items() if "lora_A" in k or "lora_B" in k}
+    for name, factor in factors.items():
+        if "lora_A" in name and len(factor) < spec.rank:
+            raise ModelError(
+                f"init_lora_weights: {spec.init_lora_weights} finds only {len(factor)} directions in "
+                f"{name.partition('.lora_A')[0]}, and lora_rank is {spec.rank}. Lower it, or leave the layer out."
+            )
+    setattr(model, _START, factors)
 
 
-def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = False) -> Any:
+def load_adapter(model: Any, folder: str | Path, *, trainable: bool = False, name: str = "default") -> Any:
     """Put a saved adapter on a model.
+
+    Args:
+        model: a transformers model, or a PEFT model, which keeps the adapters that it has.
+        folder: as `save_adapter` writes it.
+        trainable: go on training it.
+        name: by which `activate_` knows it.
 
     Raises:
         ModelError: the folder holds no adapter, or one of another architecture.
@@ -173,9 +247,57 @@ def load_adapter(model: nn.Module, folder: str | Path, *, trainable: bool = Fals
     if not (folder / "adapter_config.json").exists():
         raise ModelError(f"adapter: {folder} holds no adapter_config.json, so it is not an adapter folder.")
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=False)
+        with _quiet_about_tied_weights():
+            # Without the cast to float32, PEFT rounds the adapter to the base's dtype before anything is computed.
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name, is_trainable=trainable, autocast_adapter_dtype=True)
+                return model
+            return PeftModel.from_pretrained(model, str(folder), name, trainable, autocast_adapter_dtype=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"adapter: {folder} does not fit this model: {str(error).splitlines()[0]}") from error
+
+
+def activate_(adapted: Any, names: list[str]) -> None:
+    """Let the named adapters of a PEFT model add their updates to the base, and no others; none = the base alone."""
+    if not names:
+        adapted.base_model.disable_adapter_layers()
+        return
+    adapted.base_model.enable_adapter_layers()
+    adapted.base_model.set_adapter(names, inference_mode=True)
+
+
+def fold(adapted: Any) -> Any:
+    """Merge the active adapter into its base, in the dtype the base is held in; return the transformers model."""
+    for layer, name, before, exact in merged_weights(adapted):
+        setattr(layer, name, nn.Parameter(exact.to(before.dtype), requires_grad=False))
+    return unwrap(adapted)
+
+
+def merged_weights(adapted: Any) -> Iterator[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]:
+    """Fold the active adapter into the base, one layer at a time and in float32 whatever dtype the base is held in.
+
+    What the caller does not replace stays float32. Weights that were tied to a merged one no longer are.
+
+    Yields:
+        (layer, name of its parameter, the weight before, the weight with the update in float32).
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for module in list(adapted.modules()):
+        if not isinstance(module, LoraLayer):
+            continue
+        layer, name = module.get_base_layer(), getattr(module, "parameter_name", "weight")
+        before = getattr(layer, name)
+        setattr(layer, name, nn.Parameter(before.detach().to(torch.float32, copy=True), requires_grad=False))
+        module.merge()
+        yield layer, name, before.detach(), getattr(layer, name).detach()
+
+
+def unwrap(adapted: Any) -> Any:
+    """Return the transformers model of a PEFT model whose layers are merged; modules_to_save take their places."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT says of every layer that it is merged already
+        return adapted.merge_and_unload()
 
 
 def check_tokenizer(folder: str | Path, tokenizer: Any) -> None:
@@ -191,7 +313,7 @@ def check_tokenizer(folder: str | Path, tokenizer: Any) -> None:
     theirs = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise ModelError(
-            f"adapter_path: {folder} was trained with another tokenizer ({len(theirs)} tokens) than this model's "
+            f"adapter: {folder} was trained with another tokenizer ({len(theirs)} tokens) than this model's "
             f"({len(tokenizer)}), so its token ids mean other words here."
         )
 
@@ -206,6 +328,14 @@ def vllm_limits(spec: LoraSpec) -> list[str]:
     return limits
 
 
+@contextmanager
+def _quiet_about_tied_weights() -> Iterator[None]:
+    """Keep back PEFT's long warning that merging ties needs care; `merged_weights` takes it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+        yield
+
+
 def _stack(model: nn.Module, spec: LoraSpec) -> nn.Module:
     assert spec.adapter_path is not None
     trainable = spec.adapter_init_mode == "trainable"
@@ -216,14 +346,14 @@ def _stack(model: nn.Module, spec: LoraSpec) -> nn.Module:
             "`surogate chat RUN` knows; other programs must merge the first adapter too.",
             spec.adapter_path,
         )
-    return adapted if trainable else adapted.merge_and_unload()
+    return adapted if trainable else fold(adapted)
 
 
 def _cast_adapter_(model: nn.Module, spec: LoraSpec) -> nn.Module:
     """Give the adapter its dtype; modules_to_save keep the base's, which the layers around them compute in."""
     dtype = ADAPTER_DTYPES[spec.dtype]
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" in name:
+        if "lora_" in name:
             parameter.data = parameter.data.to(dtype)
     return model
 

@@ -1,6 +1,7 @@
 """Training modes: one LightningModule each, all with the same step."""
 
 from surogate.modes.base import CausalLMModule
+from surogate.modes.pt import PtModule
 from surogate.modes.sft import SftModule
 
-__all__ = ["CausalLMModule", "SftModule"]
+__all__ = ["CausalLMModule", "PtModule", "SftModule"]

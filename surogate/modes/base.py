@@ -27,10 +27,14 @@ from typing_extensions import override
 from surogate.batches import MicroBatch, StepBatch
 from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
 from surogate.errors import CheckpointError, ModelError
-from surogate.models import isolation, lora
+from surogate.models import export, isolation, lora
+from surogate.models.freeze import freeze_
 from surogate.models.hidden import base_model, head_error
+from surogate.models.inference import generate_ids
 from surogate.models.load import load_model
+from surogate.models.merge import MergeReport, merge_trained
 from surogate.models.source import ModelSource
+from surogate.modes.master_weights import MasterWeights
 from surogate.modes.optimizers import build_optimizer
 from surogate.modes.schedules import learning_rate_factor
 from surogate.modes.validation import TokenMetrics
@@ -60,7 +64,7 @@ class CausalLMModule(pl.LightningModule):
 
     Args:
         model: which weights.
-        lora: the adapter on top; `enabled: false` trains the weights themselves.
+        lora: the adapter on top; `enabled: false` trains the weights themselves, but for model.freeze_modules.
         optim: optimizer, schedule, clipping.
 
     Attributes:
@@ -77,6 +81,8 @@ class CausalLMModule(pl.LightningModule):
         self.model: Any = None
         self.step_metrics: dict[str, Any] = {}
         self.validation_metrics = nn.ModuleList()
+        self._master_weights: MasterWeights | None = None
+        self._master_start: dict[str, Tensor] = {}
 
     # ---- building the model
 
@@ -84,17 +90,29 @@ class CausalLMModule(pl.LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        wants_meta = getattr(self.trainer.precision_plugin, "defers_loading", False)
+        wants_meta = getattr(self.trainer.precision_plugin, "defers_loading", False) and self.lora_spec.enabled
         defer = wants_meta and not lora.needs_base_weights(self.lora_spec)
-        model = load_model(self.model_spec, self.trainer.strategy.root_device, defer=defer)
+        torch.manual_seed(_run_seed())  # of random weights
+        model: Any = load_model(self.model_spec, self.trainer.strategy.root_device, defer=defer)
         if self.lora_spec.enabled:
             for limit in lora.vllm_limits(self.lora_spec):
                 _say(limit)
             torch.manual_seed(_run_seed())
             model = lora.inject(model, self.lora_spec, self.model_spec.source)
+        else:
+            freeze_(model, self.model_spec.freeze_modules)
+            self._check_trained_dtype(model)
         if self.model_spec.recompute:
             base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = model.train()
+
+    def _check_trained_dtype(self, model: nn.Module) -> None:
+        is_half = any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad)
+        if is_half and self.optim_spec.master_dtype is None:
+            raise ModelError(
+                f"The weights of {self.model_spec.source} are float16, and the optimizer's steps vanish in it. "
+                "Set master_dtype: float32, or model_dtype to bfloat16 or float32."
+            )
 
     @override
     def on_fit_start(self) -> None:
@@ -120,7 +138,8 @@ class CausalLMModule(pl.LightningModule):
         if tokenizer is not None and self.lora_spec.adapter_path is not None:
             lora.check_tokenizer(self.lora_spec.adapter_path, tokenizer)
         self._check_positions()
-        isolation.choose(self.model, self.model_spec.attn_implementation, self.device)
+        packed = getattr(getattr(self.trainer, "datamodule", None), "sample_packing", True)
+        isolation.choose(self.model, self.model_spec.attn_implementation, self.device, packed=packed)
         error = head_error(self.model, self.device)
         if error > HEAD_TOLERANCE:
             raise ModelError(
@@ -166,15 +185,21 @@ class CausalLMModule(pl.LightningModule):
         )
         optimizer.zero_grad()
         loss_sum, num_correct = torch.zeros(2, device=self.device)
-        last = len(step_batch.micro_batches) - 1
+        last, masters = len(step_batch.micro_batches) - 1, self._master_weights
         for i, micro_batch in enumerate(step_batch.micro_batches):
-            with optimizer.toggle_model(sync_grad=i == last):
+            # Master weights add up gradients themselves, so the ranks must agree on each before it leaves the model.
+            with optimizer.toggle_model(sync_grad=i == last or masters is not None):
                 sums = self.micro_loss(micro_batch)
                 self.manual_backward(sums.loss)
+            if masters is not None:
+                masters.absorb_gradients_()
             loss_sum, num_correct = loss_sum + sums.loss.detach(), num_correct + sums.num_correct
-        grad_norm = self._scale_and_clip_gradients(self.trainer.world_size / counts[0].clamp_min(1))
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        grad_norm = self._scale_and_clip(gradients, self.trainer.world_size / counts[0].clamp_min(1))
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
+        if masters is not None:
+            masters.round_to_model_()
         self.lr_schedulers().step()  # type: ignore[union-attr]
         loss_sum, num_correct = self._sum_over_ranks(torch.stack([loss_sum, num_correct]))
         self.step_metrics = {
@@ -190,16 +215,16 @@ class CausalLMModule(pl.LightningModule):
         tensor = torch.as_tensor(values, device=self.device)
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")
 
-    def _scale_and_clip_gradients(self, scale: Tensor) -> Tensor:
+    def _scale_and_clip(self, gradients: list[Tensor], scale: Tensor) -> Tensor:
         """Turn gradients of sums into those of the mean, clip them, and return the norm in between.
 
         Dividing after the backward pass keeps float16 gradients of single tokens from vanishing. The device is not
         waited for.
 
         Args:
+            gradients: changed in place.
             scale: number of ranks / global normaliser; DDP has averaged over the ranks.
         """
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients) * scale
         if self.optim_spec.max_grad_norm > 0:
             scale = scale * (self.optim_spec.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)  # as clip_grad_norm_ does
@@ -208,7 +233,13 @@ class CausalLMModule(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = build_optimizer(self.optim_spec, self)
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if self.optim_spec.master_dtype is not None:
+            dtype = getattr(torch, self.optim_spec.master_dtype)
+            trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+            self._master_weights = MasterWeights(trained, dtype, self._master_start)
+            parameters, self._master_start = self._master_weights.parameters, {}
+        optimizer = build_optimizer(self.optim_spec, parameters)
         total_steps = self._total_steps()
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(self.optim_spec, step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -245,12 +276,23 @@ class CausalLMModule(pl.LightningModule):
         names = getattr(getattr(self.trainer, "datamodule", None), "validation_names", None)
         return list(names) if names else [str(i) for i in range(len(self.trainer.val_dataloaders or [0]))]
 
+    def continue_ids(self, ids: list[int], ends: set[int], max_new_tokens: int, temperature: float) -> list[int]:
+        """Write on from a prompt with the model as it stands; see models.inference.generate_ids."""
+        model, was_training = self.model, self.model.training
+        attention = base_model(model).config._attn_implementation
+        model.eval().set_attn_implementation("eager")  # the one that trains wants packed documents
+        try:
+            return generate_ids(model, ids, ends, max_new_tokens=max_new_tokens, temperature=temperature)
+        finally:
+            model.train(was_training).set_attn_implementation(attention)
+
     # ---- checkpoints
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = self._trained_names()
-        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        state = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+        checkpoint["state_dict"] = state | (self._master_weights.values() if self._master_weights else {})
         checkpoint[_BASE_KEY] = ModelSource.of(self.model_spec.source).fingerprint()
 
     @override
@@ -268,12 +310,23 @@ class CausalLMModule(pl.LightningModule):
                 f"{expected} now); training on would mix two models."
             )
 
+        if self.optim_spec.master_dtype is not None:
+            self._master_start = checkpoint["state_dict"]
+
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def save_adapter(self, folder: Path) -> None:
         """Write the trained adapter in PEFT's format."""
         lora.save_adapter(self.model, folder)
+
+    def save_model(self, folder: Path, tokenizer: Any) -> None:
+        """Write the trained model and its tokenizer as a complete folder; only where there is no adapter."""
+        export.save_model(self.model, folder, tokenizer)
+
+    def save_merged_model(self, folder: Path, tokenizer: Any) -> MergeReport:
+        """Write the base with the trained adapter merged into it as a complete folder."""
+        return merge_trained(self.model, self.model_spec, self.lora_spec, folder, tokenizer)
 
 
 def _run_seed() -> int:

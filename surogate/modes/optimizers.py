@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -19,23 +20,22 @@ def _say_once(message: str) -> None:
     logger.warning(message)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split the trainable parameters: matrices decay; biases, norms and other vectors and scalars do not."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def parameter_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """Split parameters: matrices decay; biases, norms and other vectors and scalars do not."""
     groups: list[dict[str, object]] = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(spec: OptimSpec, module: nn.Module) -> Optimizer:
-    """Build the optimizer over the module's trainable parameters, already on their device.
+def build_optimizer(spec: OptimSpec, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    """Build the optimizer over parameters that are already on their device.
 
     adamw_8bit is bitsandbytes' AdamW with 8-bit state (tensors under 4,096 elements keep 32 bits, as upstream). Where
     bitsandbytes is not installed, it becomes adamw, and says so once.
     """
-    groups = parameter_groups(module, spec.weight_decay)
+    groups = parameter_groups(parameters, spec.weight_decay)
     if spec.name == "adamw_8bit":
         eight_bit = _eight_bit_adamw(spec, groups)
         if eight_bit is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from surogate.config.flat import SftConfig
+from surogate.config.flat import SCHEMAS
 from surogate.config.read import read_config
 from surogate.config.recipe import load_recipe
 from surogate.config.yaml_file import read_yaml
@@ -21,10 +21,16 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
-def data_that_a_run_makes_itself(path: Path) -> list[str]:
-    """Overrides that put committed rows in place of data under output/."""
+def verb_of(path: Path) -> str:
+    """The folder under configs/ is the verb that runs its files."""
+    return path.relative_to(REPOSITORY / "configs").parts[0]
+
+
+def what_a_run_makes_itself(path: Path) -> list[str]:
+    """Overrides that put committed files in place of what lies under output/."""
     values = read_yaml(path).values
-    return [
+    made = [key for key in ("model", "tokenizer") if str(values.get(key)).startswith("output/")]
+    return [part for key in made for part in (f"--{key}", str(ROWS.parent))] + [
         part
         for key in ("datasets", "validation_datasets")
         for index, spec in enumerate(values.get(key, []))
@@ -35,14 +41,15 @@ def data_that_a_run_makes_itself(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_a_config_is_read_without_complaint(path: Path):
-    assert isinstance(read_config("sft", path, data_that_a_run_makes_itself(path)).config, SftConfig)
+    verb = verb_of(path)
+    assert isinstance(read_config(verb, path, what_a_run_makes_itself(path)).config, SCHEMAS[verb])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_the_header_says_command_hardware_and_expected_result(path: Path):
     header = re.match(r"(?:#.*\n)+", path.read_text())
     assert header
-    for word in (f"surogate sft {name_of(path)}", "Hardware:", "Expected:"):
+    for word in (f"surogate {verb_of(path)} {name_of(path)}", "Hardware:", "Expected:"):
         assert word in header.group()
 
 

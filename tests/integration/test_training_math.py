@@ -117,14 +117,15 @@ def test_loss_and_gradient_do_not_depend_on_how_a_global_batch_is_cut(
     assert (got["tokens"], got["loss_tokens"]) == (whole["tokens"], whole["loss_tokens"])
 
 
-def test_two_ranks_give_the_loss_and_gradient_of_one(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["adapter", "weights", "master weights"])
+def test_two_ranks_give_the_loss_and_gradient_of_one(model_folder: Path, tmp_path: Path, kind: str) -> None:
     """Ranks hold different numbers of tokens, and one of them an empty micro-batch."""
     out = tmp_path / "metrics.json"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     script = Path(__file__).parents[1] / "support" / "two_ranks.py"
-    subprocess.run([sys.executable, str(script), str(model_folder), str(out)], check=True, env=env, timeout=240)
+    subprocess.run([sys.executable, str(script), str(model_folder), str(out), kind], check=True, env=env, timeout=240)
     two = json.loads(out.read_text())
-    one = fit(sft_module(model_folder), [cut(random_rows(8, seed=1), [[8]])])[0]
+    one = fit(sft_module(model_folder, enabled=kind == "adapter"), [cut(random_rows(8, seed=1), [[8]])])[0]
     for key in ("loss", "grad_norm", "tokens", "loss_tokens"):
         assert two[key] == pytest.approx(one[key], rel=INVARIANCE_TOLERANCE)
 

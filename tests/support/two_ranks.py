@@ -1,10 +1,11 @@
-"""Run one step on two gloo ranks and write rank 0's metrics: `two_ranks.py MODEL_FOLDER OUT.json`."""
+"""Run one step on two gloo ranks and write rank 0's metrics: `two_ranks.py MODEL_FOLDER OUT.json KIND`."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,17 +16,22 @@ from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
 from surogate.modes import SftModule
 
 
-def main(model_folder: str, out: str) -> None:
+def module_of(kind: str, model_folder: str) -> SftModule:
+    """The module to train: `adapter`, `weights`, or `master weights`, which are float64 here."""
+    optim = OptimSpec(name="adamw", learning_rate=5e-3, schedule="constant", weight_decay=0.0)
+    if kind == "master weights":
+        optim = replace(optim, master_dtype="float64")  # type: ignore[arg-type]  # wider than any that a user may set
+    model = ModelSpec(source=model_folder, recompute=kind == "adapter")
+    return SftModule(model, LoraSpec(rank=4, alpha=8.0, dropout=0.0, enabled=kind == "adapter"), optim)
+
+
+def main(model_folder: str, out: str, kind: str) -> None:
     torch.set_num_threads(1)
     rows = random_rows(8, seed=1)
     shares = [step_batch([[rows[:2]], [rows[2:7]]]), step_batch([[rows[7:]], []])]
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     torch.manual_seed(0)
-    module = SftModule(
-        ModelSpec(source=model_folder, recompute=True),
-        LoraSpec(rank=4, alpha=8.0, dropout=0.0),
-        OptimSpec(name="adamw", learning_rate=5e-3, schedule="constant", weight_decay=0.0),
-    )
+    module = module_of(kind, model_folder)
     recorder = Recorder()
     trainer = quiet_trainer(recorder, devices=2, strategy="ddp", use_distributed_sampler=False)
     trainer.fit(module, DataLoader([shares[rank]], batch_size=None))

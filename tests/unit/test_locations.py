@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from surogate.errors import DataError, ModelError
-from surogate.locations import is_hub_id, resolve
+from surogate.locations import is_hub_id, resolve, without_credentials
 
 
 def test_an_existing_path_wins_over_a_hub_id_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,9 +28,40 @@ def test_a_path_that_does_not_exist_is_refused_by_name(location: str) -> None:
         resolve(location)
 
 
-def test_other_schemes_are_refused() -> None:
+def test_a_url_is_for_data_sets_only() -> None:
+    assert resolve("s3://bucket/rows.jsonl", urls=True) == "s3://bucket/rows.jsonl"
     with pytest.raises(DataError, match=r"pkg://package/file and a hub id"):
         resolve("s3://bucket/rows.jsonl")
+
+
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "two words.jsonl").write_text("{}")
+    assert resolve(f"file://{tmp_path}/two%20words.jsonl", urls=True) == tmp_path / "two words.jsonl"
+    with pytest.raises(DataError, match="does not exist"):
+        resolve(f"file://{tmp_path}/nothing", urls=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        ("https://ada:secret@host/a/b.jsonl?sig=secret#secret", "https://host/a/b.jsonl"),
+        ("s3://key:sec/ret@bucket/x", "s3://key:sec/ret@bucket/x"),
+        ("simplecache::s3://bucket/x", "simplecache::s3://bucket/x"),
+        (
+            "404 for url='https://host/x?token=secret', twice: ftp://a:b@h",
+            "404 for url='https://host/x', twice: ftp://h",
+        ),
+        ("/no/url?really", "/no/url?really"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(text: str, public: str) -> None:
+    assert without_credentials(text) == public
+
+
+def test_a_refused_url_is_shown_without_its_secrets() -> None:
+    with pytest.raises(ModelError) as error:
+        resolve("https://ada:secret@host/model?token=secret", ModelError)
+    assert "secret" not in str(error.value)
 
 
 @pytest.fixture

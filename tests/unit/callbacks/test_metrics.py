@@ -139,7 +139,7 @@ def test_a_diverged_run_still_writes_json_that_any_reader_accepts(tmp_path: Path
 
 @pytest.mark.parametrize(
     "changes",
-    [{"is_global_zero": False}, {"sanity_checking": True}, {"state": SimpleNamespace(fn=TrainerFn.VALIDATING)}],
+    [{"is_global_zero": False}, {"state": SimpleNamespace(fn=TrainerFn.VALIDATING)}],
 )
 def test_only_a_validation_within_training_on_the_first_rank_is_recorded(
     tmp_path: Path, changes: dict[str, Any]

@@ -96,9 +96,15 @@ def test_the_total_is_max_steps_or_what_the_data_module_counts() -> None:
 
 def test_each_validation_dataset_has_a_line_of_its_own() -> None:
     metrics = {"val/loss": 1.1, "val/b/c/loss": 1.2, "val/b/c/accuracy": 0.456, "val/a/loss": 1.0}
-    assert describe_validation(metrics) == ["val a loss 1.000 ppl 2.72", "val b/c loss 1.200 ppl 3.32 acc 45.6 %"]
-    assert describe_validation({"val/loss": 1.0}) == ["val loss 1.000 ppl 2.72"]
-    assert describe_validation({}) == []
+    lines = ["val a loss 1.000 ppl 2.72", "val b/c loss 1.200 ppl 3.32 acc 45.6 %"]
+    assert describe_validation(metrics, before={}) == lines
+
+
+def test_a_validation_before_training_stands_beside_the_later_ones() -> None:
+    line = describe_validation({"val/a/loss": 1.0}, before={"val/a/loss": 2.0})[0]
+    assert line == "val a loss 1.000 ppl 2.72 (7.39 before training)"
+    assert describe_validation({"val/loss": 1.0}, {}) == ["val loss 1.000 ppl 2.72"]
+    assert describe_validation({}, {}) == []
 
 
 @pytest.mark.parametrize(

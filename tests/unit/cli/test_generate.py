@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from surogate.cli import answering, chat, generate
+from surogate.cli import answering, generate
 from surogate.config.parts import ChatSpec
 from surogate.errors import ModelError
 from surogate.models.inference import find_model, generate_ids, load_for_inference
@@ -140,11 +139,21 @@ def test_another_adapter_takes_the_place_of_the_runs_own(model_dir, run_dir, ada
     assert find_model(str(run_dir), str(adapter_dir)).base == str(model_dir)
 
 
+def test_generate_takes_an_adapter_with_or_without_a_name(model_dir, run_dir, adapter_dir, capsys):
+    def with_adapter(*arguments):
+        return answers(capsys, model_dir, "--prompt", "Hi", "--max_new_tokens", 8, *arguments)
+
+    assert with_adapter("--adapter", adapter_dir) == with_adapter("--adapter", f"mine={adapter_dir}") != with_adapter()
+    assert with_adapter("--adapter", run_dir) == answers(capsys, run_dir, "--prompt", "Hi", "--max_new_tokens", 8)
+
+
 def test_an_adapter_that_the_run_merged_into_its_base_lies_below_its_own(run_dir, adapter_dir, model_dir):
     keys = run_dir / "surogate.yaml"
     keys.write_text(keys.read_text() + f"adapter_path: {adapter_dir}\n")
     found = find_model(str(run_dir))
     assert found.adapters == (adapter_dir, run_dir / "adapter")
+    assert find_model(str(model_dir), str(run_dir)).adapters == found.adapters
+    assert find_model(str(run_dir), str(adapter_dir)).adapters == (adapter_dir,)  # which knows nothing of the merge
     base = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model_dir), adapter_dir).merge_and_unload()
     expected = PeftModel.from_pretrained(base, run_dir / "adapter")
     assert torch.allclose(logits(load_for_inference(found)), logits(expected), atol=1e-4)
@@ -157,6 +166,38 @@ def test_the_tokenizer_beside_an_adapter_is_preferred(run_dir, model_dir):
     assert find_model(str(run_dir)).tokenizer == str(run_dir / "adapter")
 
 
+@pytest.mark.parametrize("header, keys", [("pt", ""), ("pt", "lora: false\n"), ("sft", "lora: false\n")])
+def test_a_run_that_trained_all_weights_is_its_model_folder(model_dir, tmp_path, header, keys):
+    keys += "model: gone\nmax_model_len: 512\nrope_scaling: yarn\nsystem: Be brief.\n"
+    (tmp_path / "surogate.yaml").write_text(f"# What `surogate {header}` was asked for; every other key ...\n{keys}")
+    with pytest.raises(ModelError, match="a run writes it when it ends"):
+        find_model(str(tmp_path))
+    shutil.copytree(model_dir, tmp_path / "model")
+    found = find_model(str(tmp_path))
+    assert (found.base, found.adapters, found.tokenizer) == (str(tmp_path / "model"), (), str(tmp_path / "model"))
+    assert found.chat == ChatSpec(system="Be brief.")
+    assert torch.equal(logits(load_for_inference(found)), logits(load_for_inference(find_model(str(model_dir)))))
+
+
+def test_a_pretraining_run_with_an_adapter_is_base_and_adapter(model_dir, run_dir):
+    (run_dir / "surogate.yaml").write_text(f"# What `surogate pt` was asked for\nmodel: {model_dir}\nlora: true\n")
+    assert find_model(str(run_dir)).adapters == (run_dir / "adapter",)
+
+
+def test_an_adapter_of_another_run_goes_on_top_of_all_weights(model_dir, run_dir, tmp_path):
+    full = tmp_path / "full"
+    shutil.copytree(model_dir, full / "model")
+    (full / "surogate.yaml").write_text("# What `surogate sft` was asked for\nlora: false\n")
+    found = find_model(str(full), str(run_dir))
+    assert (found.base, found.adapters) == (str(full / "model"), (run_dir / "adapter",))
+
+
+def test_the_tokenizer_that_a_run_was_given_is_used(run_dir):
+    keys = run_dir / "surogate.yaml"
+    keys.write_text(keys.read_text() + "tokenizer: elsewhere\n")
+    assert find_model(str(run_dir)).tokenizer == "elsewhere"
+
+
 def test_what_holds_no_model_is_refused_with_what_to_do(model_dir, tmp_path):
     with pytest.raises(ModelError, match="does not exist"):
         find_model("./nowhere")
@@ -165,6 +206,8 @@ def test_what_holds_no_model_is_refused_with_what_to_do(model_dir, tmp_path):
         find_model(str(tmp_path))
     with pytest.raises(ModelError, match="not an adapter folder"):
         find_model(str(model_dir), str(model_dir))
+    with pytest.raises(ModelError, match="no adapter folder"):
+        generate.main([str(model_dir), "--prompt", "Hi", "--adapter", str(model_dir)])
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": None}))
     with pytest.raises(ModelError, match="names no base model"):
@@ -181,30 +224,6 @@ def test_a_model_without_chat_template_continues_the_prompt(model_dir, tmp_path,
     expected = tokenizer.decode(new, skip_special_tokens=True).strip()
     assert answers(capsys, tmp_path, "--prompt", "Once", "--max_new_tokens", 5) == expected + "\n"
     assert "continued as plain text" in caplog.text
-
-
-def test_chat_reads_lines_keeps_the_conversation_and_forgets_it_on_reset(monkeypatch):
-    asked = []
-
-    class FakeAnswerer:
-        def __init__(self, options):
-            pass
-
-        def answer(self, messages, *, stream):
-            asked.append([message["content"] for message in messages])
-            return f"A{len(asked)}"
-
-    monkeypatch.setattr(answering, "Answerer", FakeAnswerer)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\ntwo\n/reset\nthree\n/exit\nfour\n"))
-    assert chat.main(["model"]) == 0
-    assert asked == [["one"], ["one", "A1", "two"], ["three"]]
-
-
-def test_chat_prints_its_answers(model_dir, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n"))
-    assert chat.main([str(model_dir), "--max_new_tokens", "12"]) == 0
-    streamed = capsys.readouterr().out.strip()
-    assert streamed == answers(capsys, model_dir, "--prompt", "Hi", "--max_new_tokens", 12).strip()
 
 
 @pytest.mark.parametrize("verb", ["chat", "generate"])

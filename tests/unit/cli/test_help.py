@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from surogate.cli import help as pages
-from surogate.config.flat import SftConfig
+from surogate.config.flat import SCHEMAS
 from surogate.config.keys import keys_of
 
 PROBE = """
@@ -28,16 +28,17 @@ def test_help_loads_nothing_heavy(argv):
     assert "heavy" not in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["sft", "fit", "validate"])
+@pytest.mark.parametrize("verb", ["sft", "pt", "fit", "validate"])
 def test_a_page_starts_with_the_usage_and_has_an_example(verb):
     page = pages.page(verb)
     assert page.startswith(f"usage: surogate {verb} ")
     assert "example" in page
 
 
-def test_the_page_of_sft_explains_every_key_of_the_schema():
-    page = pages.page("sft")
-    for key in keys_of(SftConfig).values():
+@pytest.mark.parametrize(("verb", "schema"), SCHEMAS.items())
+def test_the_page_of_a_training_verb_explains_every_key_of_its_schema(verb, schema):
+    page = pages.page(verb)
+    for key in keys_of(schema).values():
         assert f"  {key.name}  (" in page
         assert key.summary.split()[0] in page
 
@@ -45,6 +46,8 @@ def test_the_page_of_sft_explains_every_key_of_the_schema():
 def test_the_page_shows_type_and_default():
     page = pages.page("sft")
     assert "  lora_rank  (int > 0; 16)" in page
+    assert "  lora  (bool; true)" in page
+    assert "  lora  (bool; false)" in pages.page("pt")
     assert "  model  (str; required)" in page
     assert "  max_length  (int > 0 or null; not set)" in page
 

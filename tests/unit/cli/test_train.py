@@ -28,20 +28,26 @@ def launched(tmp_path, monkeypatch) -> dict[str, Any]:
 
 
 def test_a_flat_configuration_is_read_lowered_and_launched(launched):
-    assert train.main(["cfg.yaml", "--lora_rank", "4"]) == 0
+    assert train.run("sft", ["cfg.yaml", "--lora_rank", "4"]) == 0
     assert launched["nested"]["model"]["init_args"]["lora"]["rank"] == 4
     assert "lora_rank: 4  # command line" in launched["files"]["surogate.yaml"]
 
 
+def test_each_verb_has_its_own_schema(launched):
+    assert train.run("pt", ["cfg.yaml"]) == 0
+    assert launched["nested"]["model"]["class_path"] == "surogate.modes.PtModule"
+    assert launched["files"]["surogate.yaml"].startswith("# What `surogate pt` was asked for")
+
+
 def test_print_config_shows_the_nested_form_and_launches_nothing(launched, capsys):
-    assert train.main(["cfg.yaml", "--print_config", "--lora_rank", "4"]) == 0
+    assert train.run("sft", ["cfg.yaml", "--print_config", "--lora_rank", "4"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["lora"]["rank"] == 4
     assert not launched
 
 
 def test_the_hub_token_reaches_the_environment_only(launched, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "before")
-    train.main(["cfg.yaml", "--hub_token", "hf_secret"])
+    train.run("sft", ["cfg.yaml", "--hub_token", "hf_secret"])
     assert train.os.environ["HF_TOKEN"] == "hf_secret"
     assert "hf_secret" not in str(launched)
 
@@ -49,10 +55,10 @@ def test_the_hub_token_reaches_the_environment_only(launched, monkeypatch):
 @pytest.mark.parametrize("argv", [[], ["--lora_rank", "4"]])
 def test_a_missing_file_is_asked_for(argv):
     with pytest.raises(ConfigError, match=r"surogate sft cfg\.yaml \[--key value"):
-        train.main(argv)
+        train.run("sft", argv)
 
 
 def test_nothing_is_launched_when_the_configuration_is_wrong(launched):
     with pytest.raises(ConfigError, match="learnign_rate"):
-        train.main(["cfg.yaml", "--learnign_rate", "1"])
+        train.run("sft", ["cfg.yaml", "--learnign_rate", "1"])
     assert not launched

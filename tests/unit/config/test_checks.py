@@ -10,7 +10,15 @@ CONTRADICTIONS = [
     ("rope_scaling: yarn", "rope_scaling: yarn needs max_model_len"),
     ("qlora_bnb: true\nlora: false", "qlora_bnb needs lora: true"),
     ("qlora_bnb: true\nqlora_fp8: true", "qlora_bnb and qlora_fp8 exclude each other"),
-    ("adapter_path: a/b\nfrom_scratch: true", "adapter_path needs from_scratch: false"),
+    ("from_scratch: true", "from_scratch needs lora: false"),
+    ("freeze_modules: [lm_head]", "freeze_modules needs lora: false"),
+    ("master_dtype: fp32", "master_dtype needs lora: false"),
+    ("lora: false\nlora_rank: 8", "lora_rank needs lora: true"),
+    ("lora: false\nadapter_path: a/b", "adapter_path needs lora: true"),
+    ("lora: false\nmerge_adapter: true", "merge_adapter needs lora: true"),
+    ("lora: false\nmodel_dtype: fp32\nmaster_dtype: bf16", "master_dtype bfloat16 is no wider than model_dtype"),
+    ("lora: false\nmodel_dtype: float16", "model_dtype: float16 needs master_dtype: float32"),
+    ("tokenizer: ./gone", "tokenizer: './gone' does not exist"),
     ("adapter_init_mode: trainable", "adapter_init_mode: trainable needs adapter_path"),
     ("lora_target_modules: [q_proj]\nmodules_to_save: [q_proj]", "q_proj stands in lora_target_modules and in"),
     ("lora_target_modules: []", "lora_target_modules is empty"),
@@ -19,7 +27,6 @@ CONTRADICTIONS = [
     ("init_lora_weights: corda", "init_lora_weights: corda is refused: initialisation from the training data"),
     ("init_lora_weights: kaiming", "must be true, false, gaussian, pissa, pissa_niter_<number>, olora or orthogonal"),
     ("init_lora_weights: pissa_niter_0", "got 'pissa_niter_0'"),
-    ("truncation_strategy: split", "truncation_strategy: split is refused: splitting belongs to raw text"),
     ("cooldown_steps: 5", "cooldown_steps needs lr_scheduler_type: wsd"),
     ("final_lr_fraction: 0.5\nlr_scheduler_type: constant", "final_lr_fraction needs a schedule that decays"),
     ("max_steps: 10\nwarmup_steps: 11", "do not fit into max_steps 10"),
@@ -36,12 +43,17 @@ CONTRADICTIONS = [
 def test_a_contradiction_is_told_at_the_line_of_a_key_that_is_in_it(problems, lines, sentence):
     matching = [problem for problem in problems(lines + "\n") if sentence in problem]
     assert len(matching) == 1
-    assert matching[0].startswith(("cfg.yaml:4: ", "cfg.yaml:5: "))
+    assert matching[0].startswith(("cfg.yaml:4: ", "cfg.yaml:5: ", "cfg.yaml:6: "))
 
 
 ACCEPTED = [
     "max_length: 1024",
     "max_model_len: 1024",
+    "lora: false\nfreeze_modules: [embed_tokens]",
+    "lora: false\nmodel_dtype: bf16\nmaster_dtype: fp32",
+    "lora: false\nlora_rank: 16",
+    "lora: false\nfrom_scratch: true",
+    "truncation_strategy: split",
     "rope_scaling: yarn\nmax_model_len: 4096",
     "adapter_path: a/b",
     "lr_scheduler_type: wsd\ncooldown_steps: 5",
@@ -71,17 +83,22 @@ def test_what_can_run_is_accepted(read, lines):
         ("{path: rows.jsonl, weight: 0}", "datasets[0].weight must be above 0"),
         ("{path: rows.jsonl, samples: 0}", "datasets[0].samples must be above 0"),
         ("{path: rows.jsonl, type: conversation, output_field: a}", "output_field belongs to type: instruction"),
-        ("{path: rows.jsonl, text_field: a}", "text_field belongs to type: text"),
+        ("{path: rows.jsonl, type: instruction, text_field: a}", "text_field belongs to type: text"),
         ("{path: rows.jsonl, chosen_field: a}", "chosen_field belongs to type: preference"),
         ("{path: rows.jsonl, system_prompt_type: fixed}", "fixed needs system_prompt"),
         ("{path: rows.jsonl, system_prompt_type: field}", "field needs system_prompt_field"),
-        ("{path: 's3://bucket/rows.jsonl'}", "cannot be read"),
         ("{path: 'pkg://no_such_package/rows.jsonl'}", "is not installed"),
     ],
 )
 def test_a_dataset_that_cannot_be_read_as_described_is_told(problems, entry, sentence):
     found = problems(whole=f"model: m\ndatasets:\n  - {entry}\n")
     assert any(line.startswith("cfg.yaml:3: ") and sentence in line for line in found)
+
+
+def test_text_can_be_split_and_conversations_cannot(read, problems):
+    split = "model: m\ntruncation_strategy: split\ndatasets: [{{path: rows.jsonl, type: {}}}]\n"
+    assert read(whole=split.format("text"))
+    assert "truncation_strategy: split is for text" in problems(whole=split.format("conversation"))[0]
 
 
 def test_an_auto_dataset_may_name_columns_of_any_chat_type(read):

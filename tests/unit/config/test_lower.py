@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from surogate.config.flat import SftConfig
+from surogate.config.flat import PtConfig, SftConfig
 from surogate.config.keys import keys_of
 from surogate.config.lower import to_environment, to_lightning
 from surogate.config.parts import DatasetSpec
@@ -57,9 +57,10 @@ OTHER_VALUES: dict[str, Any] = {
     "run_name": "r", "output_dir": "o", "checkpoint_dir": "c", "resume_from_checkpoint": "p", "save_steps": 7,
     "save_total_limit": 7, "num_epochs": 7, "max_steps": 7, "eval_steps": 7, "logging_steps": 7, "train_seed": 7,
     "eval_seed": 7, "model": "m", "model_type": "llama", "sequence_len": 7, "max_model_len": 7, "rope_scaling": "yarn",
-    "model_dtype": "float32", "attn_implementation": "eager", "trust_remote_code": True, "lora": False, "lora_rank": 7,
-    "lora_alpha": 7.0, "lora_dropout": 0.7, "lora_target_modules": ["q"], "lora_dtype": "bf16", "use_rslora": True,
-    "use_dora": True, "init_lora_weights": "pissa", "modules_to_save": ["h"], "adapter_path": "a",
+    "model_dtype": "float32", "tokenizer": "t", "from_scratch": True, "freeze_modules": ["h"],
+    "master_dtype": "float32", "merge_adapter": True, "attn_implementation": "eager", "trust_remote_code": True,
+    "lora": False, "lora_rank": 7, "lora_alpha": 7.0, "lora_dropout": 0.7, "lora_target_modules": ["q"],
+    "lora_dtype": "bf16", "use_rslora": True, "use_dora": True, "init_lora_weights": "pissa", "modules_to_save": ["h"], "adapter_path": "a",
     "adapter_init_mode": "trainable", "recipe": "other", "learning_rate": 0.7, "optimizer": "adamw",
     "lr_scheduler_type": "wsd", "warmup_ratio": 0.7, "warmup_steps": 7, "cooldown_steps": 7, "final_lr_fraction": 0.7,
     "weight_decay": 0.7, "max_grad_norm": 0.7, "adamw_beta1": 0.7, "adamw_beta2": 0.7, "adamw_epsilon": 0.7,
@@ -103,8 +104,29 @@ def test_validation_runs_only_where_there_is_data_for_it():
     assert lowered(validation_split_ratio=0.0, validation_datasets=own)["trainer"]["limit_val_batches"] is None
 
 
-def test_the_tokenizer_is_the_models():
+def test_the_tokenizer_is_the_models_unless_another_is_named():
     assert lowered(model="m")["data"]["init_args"]["tokenizer"] == "m"
+    assert lowered(model="m", tokenizer="t")["data"]["init_args"]["tokenizer"] == "t"
+
+
+def test_pretraining_has_its_own_classes_and_trains_all_weights():
+    nested = to_lightning(PtConfig(model="m", datasets=[DatasetSpec(path="corpus.txt")]), {})
+    assert nested["model"]["class_path"] == "surogate.modes.PtModule"
+    assert nested["data"]["class_path"] == "surogate.data.datamodule.TextDataModule"
+    assert nested["model"]["init_args"]["lora"]["enabled"] is False
+    assert nested["data"]["init_args"]["chat"]["loss_scale"] == "all"
+
+
+def test_a_run_leaves_an_adapter_a_model_or_both():
+    def exports(**changes: Any) -> list[str]:
+        names = [spec["class_path"].rpartition(".")[2] for spec in lowered(**changes)["trainer"]["callbacks"]]
+        return [name for name in names if name.endswith("Export")]
+
+    assert exports() == ["AdapterExport"]
+    assert exports(lora=False) == ["ModelExport"]
+    assert exports(merge_adapter=True) == ["AdapterExport", "ModelExport"]
+    assert callback(lowered(merge_adapter=True), "ModelExport")["merge"] is True
+    assert callback(lowered(lora=False), "ModelExport")["merge"] is False
 
 
 def test_gpus_counts_devices_and_zero_takes_all():

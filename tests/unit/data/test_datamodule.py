@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import torch
 from support.word_tokenizer import COMMON_WORDS, save_word_tokenizer
 
 from surogate.batches import IGNORE
-from surogate.config.parts import BatchSpec, DatasetSpec
-from surogate.data.datamodule import ChatDataModule
+from surogate.config.parts import BatchSpec, ChatSpec, DatasetSpec
+from surogate.data.datamodule import ChatDataModule, StepDataModule, TextDataModule
 from surogate.errors import CheckpointError, ConfigError, DataError
 
 ROW_WORDS = [f"row{i}" for i in range(60)]
@@ -34,10 +36,12 @@ def write_rows(tmp_path: Path) -> Any:
     return write
 
 
-def a_module(tokenizer: str, datasets: list[DatasetSpec], **options: Any) -> ChatDataModule:
+def a_module(
+    tokenizer: str, datasets: list[DatasetSpec], kind: type[StepDataModule] = ChatDataModule, **options: Any
+) -> StepDataModule:
     batch = {"sequence_len": 32, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
     batch |= {name: options.pop(name) for name in list(options) if name in BatchSpec.__dataclass_fields__}
-    data = ChatDataModule(tokenizer, datasets, batch=BatchSpec(**batch), **options)
+    data = kind(tokenizer, datasets, batch=BatchSpec(**batch), **options)
     data.setup("fit")
     return data
 
@@ -103,7 +107,7 @@ def test_the_position_is_that_of_the_last_trained_batch(tokenizer: str, write_ro
     assert data.state_dict()["ledger"]["step"] == 1, "a validation batch moves nothing"
 
 
-def continued(tokenizer: str, write_rows: Any, **changes: Any) -> ChatDataModule:
+def continued(tokenizer: str, write_rows: Any, **changes: Any) -> StepDataModule:
     """A module that continues, changed, after the first step of one with 6 packs a step."""
     options: dict[str, Any] = {"validation_split_ratio": 0.0}
     first = next(iter(a_module(tokenizer, [write_rows("a", range(60))], **options).train_dataloader()))
@@ -145,7 +149,7 @@ def test_what_was_detected_and_left_out_is_said(
     with pytest.raises(DataError, match="long: no row is left"):
         a_module(tokenizer, [write_rows("a", range(4)), long])
     assert "a: type instruction, from the columns instruction, output" in caplog.messages
-    assert "a: 4 rows, 36 tokens" in caplog.messages
+    assert any(message.startswith("a: 4 rows, 36 tokens; ") for message in caplog.messages)
 
 
 def test_rows_without_an_answer_stop_the_run(tokenizer: str, write_rows: Any) -> None:
@@ -160,7 +164,9 @@ def test_the_summary_counts_rows_tokens_and_shares(tokenizer: str, write_rows: A
     assert [part["epoch_share"] for part in summary["train"]] == [0.25, 0.75]
     assert summary["train"][0] | {"fingerprint": ""} == {
         "name": "a",
+        "type": "instruction",
         "rows": 10,
+        "documents": 10,
         "tokens": 90,
         "supervised_tokens": 50,
         "supervised_share": pytest.approx(5 / 9),
@@ -168,6 +174,8 @@ def test_the_summary_counts_rows_tokens_and_shares(tokenizer: str, write_rows: A
         "rows_over_max_length": 0,
         "fingerprint": "",
         "epoch_share": 0.25,
+        "epoch_token_share": 0.25,
+        "epochs_per_epoch": 1.0,
     }
     assert summary["packs_per_step"] == 6
     assert json.dumps(summary)
@@ -208,3 +216,122 @@ def test_settings_that_cannot_run_are_refused_at_once(options: dict[str, Any], s
 def test_batches_are_torch_tensors_on_the_host(tokenizer: str, write_rows: Any) -> None:
     batch = next(iter(a_module(tokenizer, [write_rows("a", range(5))]).train_dataloader()))
     assert batch.micro_batches[0].input_ids_BT.dtype == torch.int64
+
+
+@pytest.fixture
+def write_texts(tmp_path: Path) -> Any:
+    def write(name: str, documents: list[str], **columns: str) -> DatasetSpec:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": document, **columns}) + "\n" for document in documents))
+        return DatasetSpec(path=str(path))
+
+    return write
+
+
+def test_every_token_of_text_that_has_a_predecessor_is_supervised_once(tokenizer: str, write_texts: Any) -> None:
+    documents = [" ".join(ROW_WORDS[:count]) for count in (1, 5, 31, 32, 33, 60)]
+    data = a_module(tokenizer, [write_texts("t", documents)], TextDataModule, validation_split_ratio=0.0)
+    end, labels, inputs = WORDS.index("<end>"), [], []
+    for batch in data.train_dataloader():
+        for micro_batch in batch.micro_batches:
+            labels += micro_batch.labels_BT[micro_batch.labels_BT != IGNORE].tolist()
+            inputs += micro_batch.input_ids_BT.flatten().tolist()
+    tokens = [[*(WORDS.index(word) for word in document.split()), end] for document in documents]
+    assert sorted(labels) == sorted(token for document in tokens for token in document[1:])
+    assert sorted(filter(None, inputs)) == sorted(token for document in tokens for token in document)
+
+
+def test_of_one_text_file_the_last_rows_are_validated_on(tokenizer: str, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text(" ".join(ROW_WORDS * 10))
+    data = a_module(tokenizer, [DatasetSpec(path=str(path))], TextDataModule, validation_split_ratio=0.1)
+    train, validation = data.train_stores["book"], data.validation_stores["book"]
+    assert (len(train), len(validation)) == (17, 2)
+    assert train[16].next_token == validation[0].input_ids[0]
+
+
+def test_pretraining_takes_the_text_of_rows_that_hold_a_conversation_too(tokenizer: str, write_texts: Any) -> None:
+    spec = write_texts("both", ["word row1", "word row2"], instruction="word", output="row3 row4")
+    types = [
+        a_module(tokenizer, [spec], kind).train_stores["both"].info["type"] for kind in (ChatDataModule, TextDataModule)
+    ]
+    assert types == ["instruction", "text"]
+
+
+def test_text_and_conversations_mix_in_both(tokenizer: str, write_rows: Any, write_texts: Any) -> None:
+    specs = [write_texts("t", ["word row58 row59"]), write_rows("c", range(6))]
+    for kind, of_conversations in ((ChatDataModule, 5 * 6), (TextDataModule, 8 * 6)):
+        data = a_module(tokenizer, specs, kind, validation_split_ratio=0.0)
+        supervised = [int(store.num_loss_tokens.sum()) for store in data.train_stores.values()]
+        assert supervised == [3, of_conversations]
+        assert len(rows_in(data.train_dataloader())) == 8
+
+
+def test_a_data_set_may_supervise_other_tokens_than_the_run(tokenizer: str, write_rows: Any) -> None:
+    rows = write_rows("a", range(10))
+    data = a_module(tokenizer, [rows, replace(rows, loss_scale="all")], validation_split_ratio=0.0)
+    assert [int(store.num_loss_tokens.sum()) for store in data.train_stores.values()] == [50, 80]
+
+
+def test_weights_set_the_shares_of_rows_and_none_means_every_row_once(tokenizer: str, write_rows: Any) -> None:
+    specs = [write_rows("a", range(10)), write_rows("b", range(10, 40))]
+    weighted = [replace(specs[0], weight=3.0), specs[1]]
+    found = [
+        a_module(tokenizer, part, validation_split_ratio=0.0).data_summary()["train"] for part in (specs, weighted)
+    ]
+    assert [[part["epochs_per_epoch"] for part in train] for train in found] == [[1.0, 1.0], [3.0, 1 / 3]]
+    assert [part["epoch_token_share"] for part in found[1]] == [0.75, 0.25]
+
+
+def test_the_realised_mix_counts_the_rows_drawn(tokenizer: str, write_rows: Any) -> None:
+    specs = [replace(write_rows("a", range(10)), weight=3.0), write_rows("b", range(10, 40))]
+    data = a_module(tokenizer, specs, validation_split_ratio=0.0)
+    assert data.realised_mix() == {}
+    *_, last = data.train_dataloader()
+    data.load_state_dict({"ledger": last.ledger})
+    assert data.realised_mix() == {
+        "data/a/share": 0.75,
+        "data/a/epochs": 3.0,
+        "data/b/share": 0.25,
+        "data/b/epochs": pytest.approx(1 / 3),
+    }
+
+
+def test_preparing_and_setting_up_twice_changes_nothing(
+    tokenizer: str, write_rows: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = a_module(tokenizer, [write_rows("a", range(20))])
+    stores = dict(data.train_stores)
+    caplog.set_level(logging.INFO, logger="surogate")
+    data.prepare_data()
+    data.setup("validate")
+    assert data.train_stores == stores and not caplog.messages
+
+
+def test_a_run_continues_after_the_cache_was_deleted(tokenizer: str, write_rows: Any) -> None:
+    specs = [write_rows("a", range(60))]
+    data = a_module(tokenizer, specs)
+    batches = list(data.train_dataloader())
+    for store in data.train_stores.values():
+        shutil.rmtree(store.folder)  # type: ignore[arg-type]
+    resumed = a_module(tokenizer, specs)
+    resumed.load_state_dict({"ledger": batches[0].ledger})
+    assert [batch.row_ids for batch in resumed.train_dataloader()] == [batch.row_ids for batch in batches[1:]]
+
+
+def test_splitting_conversations_is_refused_and_splitting_text_is_not(
+    tokenizer: str, write_rows: Any, write_texts: Any
+) -> None:
+    chat = ChatSpec(truncation_strategy="split")
+    assert a_module(tokenizer, [write_texts("t", ["word row1"])], chat=chat).train_stores
+    with pytest.raises(ConfigError, match="split is for plain text"):
+        a_module(tokenizer, [write_rows("a", range(4))], chat=chat)
+
+
+def test_pretraining_needs_no_chat_template(tokenizer: str, write_texts: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tokenizer, folder)
+    (folder / "chat_template.jinja").unlink()
+    data = a_module(str(folder), [write_texts("t", ["word row1"])], TextDataModule)
+    with pytest.raises(DataError, match="has no chat template"):
+        _ = data.renderer

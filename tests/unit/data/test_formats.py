@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from surogate.config.parts import DatasetSpec
-from surogate.data.formats import Conversation, detect_type, to_conversation
+from surogate.data.files import LocalFile, TextFile
+from surogate.data.formats import Conversation, detect_type, document_text, to_conversation
 from surogate.data.sources import SourceRow
 from surogate.errors import ConfigError, DataError
 
@@ -110,6 +112,50 @@ def test_system_and_tools_come_from_their_columns_and_json_text_is_parsed() -> N
     assert converted.messages == [{"role": "system", "content": "s"}, USER, ASSISTANT]
     assert converted.tools == [{"name": "f"}]
     assert convert({**values, "functions": None}, system_field="sys", tools_field="functions").tools is None
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [{"type": "function", "function": {"name": "f"}, "strict": None}],
+        ['{"type": "function", "function": {"name": "f"}}'],
+        '[{"type": "function", "function": {"name": "f"}}]',
+    ],
+)
+def test_tools_are_a_list_or_json_text_as_a_whole_or_one_by_one(tools: Any) -> None:
+    converted = convert({"messages": [USER], "t": tools}, tools_field="t")
+    assert converted.tools == [{"type": "function", "function": {"name": "f"}}]
+
+
+@pytest.mark.parametrize("tools", ["not json", "7", {"name": "f"}, [7], [{"type": "function"}], [{"name": ["f"]}]])
+def test_tools_that_are_none_are_refused_with_their_place(tools: Any) -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: "):
+        convert({"messages": [USER], "t": tools}, tools_field="t")
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: "):
+        convert({"messages": [USER, {"role": "assistant", "tool_calls": tools}]})
+
+
+def test_tool_calls_may_be_json_text() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": None}}}
+    message = {"role": "assistant", "content": "", "tool_calls": json.dumps([call])}
+    assert convert({"messages": [USER, message]}).messages[1]["tool_calls"] == [call]
+
+
+def test_a_turn_is_left_unlearned_by_train_false_or_weight_0() -> None:
+    turns = [{**ASSISTANT, "train": False}, {**ASSISTANT, "weight": 0}, {**ASSISTANT, "train": True, "weight": 1}]
+    messages = convert({"messages": [USER, *turns]}).messages[1:]
+    assert [message.get("train") for message in messages] == [False, False, True]
+    assert all("weight" not in message for message in messages)
+    mapped = convert({"messages": [{**ASSISTANT, "learn": False}]}, message_property_mappings={"train": "learn"})
+    assert mapped.messages == [{**ASSISTANT, "train": False}]
+
+
+@pytest.mark.parametrize(
+    "mark", [{"train": "false"}, {"train": 0}, {"weight": 0.5}, {"weight": False}, {"weight": [0]}]
+)
+def test_a_mark_that_could_be_misread_is_refused(mark: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=rf"rows\.jsonl:7: {next(iter(mark))} of a message must be"):
+        convert({"messages": [{**ASSISTANT, **mark}]})
 
 
 def test_with_a_completion_column_only_the_completion_is_learned() -> None:
@@ -239,6 +285,35 @@ def test_auto_finds_the_type_from_the_columns(columns: list[str], kind: str, fie
     assert {name: getattr(found, name) for name in fields} == fields
 
 
+@pytest.mark.parametrize(
+    ("columns", "spec", "kind"),
+    [
+        (["messages", "text"], {}, "text"),
+        (["messages", "text"], {"messages_field": "messages", "system_field": "text"}, "conversation"),
+        (["messages", "body"], {"text_field": "body"}, "text"),
+        (["messages"], {}, "conversation"),
+        (["text", "instruction", "output"], {"output_field": "text"}, "instruction"),
+    ],
+)
+def test_pretraining_prefers_the_document_unless_columns_of_another_type_are_named(
+    columns: list[str], spec: dict[str, Any], kind: str
+) -> None:
+    assert detect_type(columns, DatasetSpec(**spec), prefers_text=True).type == kind
+
+
+def test_a_named_text_column_makes_a_row_a_document_without_preference_too() -> None:
+    assert detect_type(["messages", "body"], DatasetSpec(text_field="body")).type == "text"
+    assert detect_type(["messages", "text"], DatasetSpec()).type == "conversation"
+
+
+def test_auto_takes_system_and_tools_beside_messages_where_a_row_has_them() -> None:
+    spec = detect_type(["messages", "system", "tools"], DatasetSpec())
+    tool = {"type": "function", "function": {"name": "f"}}
+    full = to_conversation(SourceRow({"messages": [USER], "system": "s", "tools": [tool]}, ""), spec)
+    assert (full.messages, full.tools) == ([{"role": "system", "content": "s"}, USER], [tool])
+    assert to_conversation(SourceRow({"messages": [USER]}, ""), spec).messages == [USER]
+
+
 def test_auto_takes_the_columns_that_the_user_named_first() -> None:
     found = detect_type(["messages", "chat"], DatasetSpec(messages_field="chat"))
     assert found.messages_field == "chat"
@@ -254,7 +329,29 @@ def test_a_type_that_is_set_is_kept() -> None:
     assert detect_type(["messages"], spec) is spec
 
 
-@pytest.mark.parametrize(("kind", "sentence"), [("text", "surogate pt"), ("preference", "instruction or conversation")])
-def test_types_of_other_verbs_are_refused(kind: str, sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
+@pytest.mark.parametrize("kind", ["text", "preference"])
+def test_what_is_no_conversation_is_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"rows\.jsonl:7: type {kind} is no conversation"):
         convert({"text": "x"}, type=kind)
+
+
+def document(values: dict[str, Any], **spec: Any) -> str | TextFile:
+    return document_text(SourceRow(values, "rows.jsonl:7"), DatasetSpec(**{"type": "text", **spec}))
+
+
+def test_a_document_is_the_text_of_its_column_as_it_stands(tmp_path: Path) -> None:
+    file = TextFile(LocalFile(tmp_path / "a.txt", "a.txt"))
+    assert document({"text": " a\r\n"}) == " a\r\n"
+    assert document({"body": "", "text": "x"}, text_field="body") == ""
+    assert document({"text": file}) is file
+
+
+@pytest.mark.parametrize("value", [None, 7, True, ["a"], {"a": 1}, b"bytes"])
+def test_a_document_that_is_no_text_is_refused_with_its_place(value: Any) -> None:
+    with pytest.raises(DataError, match=rf"rows\.jsonl:7: 'text' must be text, got {type(value).__name__}"):
+        document({"text": value})
+
+
+def test_a_row_without_the_column_of_the_document_is_refused() -> None:
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: text_field is 'body', but the row has only the columns text"):
+        document({"text": "x"}, text_field="body")

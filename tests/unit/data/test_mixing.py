@@ -15,7 +15,7 @@ SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 
 @given(SIZES, st.integers(0, 2**40), st.integers(0, 5))
 def test_without_weights_an_epoch_is_every_row_once(sizes: list[int], seed: int, epoch: int) -> None:
-    order = epoch_order(sizes, [1.0] * len(sizes), seed, epoch)
+    order = epoch_order(sizes, None, seed, epoch)
     assert sorted(order.row_ids.tolist()) == list(range(sum(sizes)))
     starts = np.cumsum([0, *sizes])
     assert np.array_equal(np.searchsorted(starts, order.row_ids, side="right") - 1, order.sources)
@@ -26,10 +26,14 @@ def test_with_weights_an_epoch_keeps_its_length_and_the_shares_follow(sizes: lis
     weights = data.draw(st.lists(st.floats(0.1, 5), min_size=len(sizes), max_size=len(sizes)))
     draws = draws_per_epoch(sizes, weights)
     assert sum(draws) == sum(sizes)
-    if set(weights) != {1.0}:
-        exact = np.array(weights) / sum(weights) * sum(sizes)
-        assert np.abs(np.array(draws) - exact).max() < 1
+    exact = np.array(weights) / sum(weights) * sum(sizes)
+    assert np.abs(np.array(draws) - exact).max() < 1
     assert np.bincount(epoch_order(sizes, weights, 1, 3).sources, minlength=len(sizes)).tolist() == draws
+
+
+def test_equal_weights_mean_equal_shares_of_rows() -> None:
+    assert draws_per_epoch([10, 30], [1.0, 1.0]) == [20, 20]
+    assert draws_per_epoch([10, 30], None) == [10, 30]
 
 
 def test_a_source_that_repeats_shows_every_row_before_any_again() -> None:
@@ -51,7 +55,7 @@ def test_a_subsampled_source_goes_on_in_the_next_epoch_with_the_rows_it_left_out
 
 
 def test_sources_are_interleaved_evenly() -> None:
-    order = epoch_order([10, 30], [1.0, 1.0], seed=1, epoch=0)
+    order = epoch_order([10, 30], None, seed=1, epoch=0)
     assert all(np.count_nonzero(order.sources[start : start + 4] == 0) == 1 for start in range(0, 40, 4))
 
 

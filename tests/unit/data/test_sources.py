@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from surogate.config.parts import DatasetSpec
-from surogate.data.sources import SourceRow, open_rows
+from surogate.data.sources import SourceRow, open_source
 from surogate.errors import DataError
 
 VALUES = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(3)]
@@ -21,7 +22,7 @@ JSON_LINES = "".join(json.dumps(row) + "\n" for row in VALUES)
 
 
 def rows_of(path: Path, **spec: object) -> list[SourceRow]:
-    return list(open_rows(DatasetSpec(path=str(path), **spec)))
+    return list(open_source(DatasetSpec(path=str(path), **spec)).rows())
 
 
 def write_zstd(path: Path, content: bytes) -> None:
@@ -77,7 +78,8 @@ def test_other_file_types_give_the_same_rows(tmp_path: Path, name: str, write: C
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "speech.txt").write_text("first line\n\nsecond line\n")
-    assert [row.values for row in rows_of(tmp_path / "speech.txt")] == [{"text": "first line\n\nsecond line\n"}]
+    (row,) = rows_of(tmp_path / "speech.txt")
+    assert str(row.values["text"]) == "first line\n\nsecond line\n"
 
 
 def test_a_folder_is_its_data_files_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
 
 def test_a_hub_data_set_that_cannot_be_loaded_is_refused_with_what_was_asked_for() -> None:
     with pytest.raises(DataError, match=r"'nobody/nothing' is no local path.*split 'train'"):
-        open_rows(DatasetSpec(path="nobody/nothing"))
+        open_source(DatasetSpec(path="nobody/nothing"))
 
 
 def test_a_json_file_of_one_conversation_is_one_row(tmp_path: Path) -> None:
@@ -223,5 +225,78 @@ def test_a_saved_data_set_is_read_with_its_splits(tmp_path: Path) -> None:
     assert [row.values for row in rows_of(tmp_path / "one")] == VALUES
     assert [row.values for row in rows_of(tmp_path / "two")] == VALUES
     assert [row.values for row in rows_of(tmp_path / "two", split="test")] == VALUES[2:]
-    with pytest.raises(DataError, match="split is 'dev', but the saved data set has train, test"):
+    with pytest.raises(DataError, match=r"split is 'dev', but no file is named after it.*test, train"):
         rows_of(tmp_path / "two", split="dev")
+
+
+def fingerprint_of(path: Path, **spec: object) -> str:
+    return open_source(DatasetSpec(path=str(path), **spec)).fingerprint
+
+
+def test_the_fingerprint_is_that_of_contents_and_names_and_not_of_place_time_or_samples(tmp_path: Path) -> None:
+    first, second = (
+        a_folder(tmp_path / "first", "a.jsonl", "b.jsonl"),
+        a_folder(tmp_path / "second", "b.jsonl", "a.jsonl"),
+    )
+    os.utime(second / "a.jsonl", (1, 1))
+    (second / "README.md").write_text("about")
+    assert fingerprint_of(first) == fingerprint_of(second) == fingerprint_of(first, samples=1)
+    assert fingerprint_of(first / "a.jsonl") == fingerprint_of(second / "a.jsonl") != fingerprint_of(first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "train.jsonl").write_text('{"n": "trail.jsonl"}\n'),
+        lambda folder: a_folder(folder, "train-2.jsonl"),
+        lambda folder: (folder / "train.jsonl").rename(folder / "train-0.jsonl"),
+        lambda folder: (folder / "train.jsonl").rename(folder / "train.json"),
+    ],
+)
+def test_the_fingerprint_changes_with_contents_and_files(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    before = fingerprint_of(a_folder(tmp_path, "train.jsonl", "test.jsonl"))
+    change(tmp_path)
+    assert fingerprint_of(tmp_path) != before
+
+
+def test_the_fingerprint_is_that_of_the_chosen_files(tmp_path: Path) -> None:
+    a_folder(tmp_path, "en/train.jsonl", "en/test.jsonl", "de/train.jsonl")
+    splits = [fingerprint_of(tmp_path, split=split) for split in ("train", "test")]
+    assert len({*splits, fingerprint_of(tmp_path, subset="en"), fingerprint_of(tmp_path, subset="de")}) == 4
+    before = fingerprint_of(tmp_path, subset="en")
+    a_folder(tmp_path, "en/test-2.jsonl")
+    assert fingerprint_of(tmp_path, subset="en") == before
+
+
+def test_a_source_is_read_on_demand_and_again(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(JSON_LINES + "broken\n")
+    source = open_source(DatasetSpec(path=str(tmp_path / "rows.jsonl")))
+    assert source.columns() == ["question", "answer"]
+    rows = source.rows()
+    assert [next(rows).values for _ in VALUES] == VALUES
+    assert next(source.rows()).values == VALUES[0]
+    with pytest.raises(DataError, match=r"rows\.jsonl:4: broken JSON line"):
+        next(rows)
+
+
+def test_a_column_of_structs_keeps_the_nulls_of_messages_and_loses_those_filled_in_below(tmp_path: Path) -> None:
+    calls = [
+        {"function": {"name": "f", "arguments": {"city": "Rome"}}},
+        {"function": {"name": "g", "arguments": {"n": 1}}},
+    ]
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]} for call in calls]
+    parquet.write_table(pyarrow.Table.from_pylist([{"messages": messages}]), tmp_path / "rows.parquet")
+    assert [row.values for row in rows_of(tmp_path / "rows.parquet")] == [{"messages": messages}]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_tables_of_many_batches_keep_their_order(tmp_path: Path, kind: str) -> None:
+    table = pyarrow.table({"n": range(1000)})
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        parquet.write_table(table, path, row_group_size=300)
+    else:
+        write_arrow_file(path, table)
+    rows = rows_of(path)
+    assert [row.values["n"] for row in rows] == list(range(1000))
+    assert rows[-1].origin == f"{path}:row 1000"

@@ -25,7 +25,7 @@ STORES = [store(100, [4, 6, 3, 8]), store(200, [5, 2, 7])]
 WALK = Walk(
     [part.lengths for part in STORES],
     {name: part.fingerprint for name, part in zip("ab", STORES, strict=True)},
-    WalkSpec(sequence_len=10, packing=True, seed=3, weights=(1.0, 1.0)),
+    WalkSpec(sequence_len=10, packing=True, seed=3, weights=None),
 )
 
 

@@ -11,10 +11,13 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GptOssConfig,
+    Llama4TextConfig,
     LlamaForCausalLM,
+    MambaConfig,
     MistralConfig,
     PhiConfig,
     PreTrainedConfig,
+    Qwen2MoeConfig,
     Qwen3Config,
 )
 
@@ -115,6 +118,45 @@ def test_a_model_that_leaks_between_documents_is_refused() -> None:
     model.base_model.forward = leaky
     with pytest.raises(ModelError, match="cannot be kept apart"):
         isolation.choose(model, "auto", CPU)
+
+
+def test_an_implementation_that_fails_leaves_the_model_training() -> None:
+    model = build(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)).train()
+    original = model.base_model.forward
+
+    def fails_on_its_own_documents(*args: object, **kwargs: object) -> object:
+        if model.config._attn_implementation == attention.ATTENTION:
+            raise ValueError("no. A long story.")
+        return original(*args, **kwargs)
+
+    model.base_model.forward = fails_on_its_own_documents
+    assert isolation.choose(model, "auto", CPU) == "sdpa"
+    assert model.training and model.base_model.h[0].training
+    with pytest.raises(ModelError, match=r"\(surogate_documents: no\)"):
+        isolation.choose(model, "varlen", CPU)
+
+
+def test_a_recurrent_model_trains_where_each_document_has_a_row_of_its_own() -> None:
+    model = build(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.5))
+    with pytest.raises(ModelError, match="sample_packing: false"):
+        isolation.choose(model, "auto", CPU)
+    isolation.choose(model, "auto", CPU, packed=False)
+
+
+def test_chunked_attention_is_refused_in_packed_rows_where_chunks_are_the_rows() -> None:
+    """Its chunks of 8,192 tokens are longer than any probe."""
+    model = build(Llama4TextConfig(**SMALL, num_local_experts=2, intermediate_size_mlp=32))
+    with pytest.raises(ModelError, match="chunks of attention"):
+        isolation.choose(model, "auto", CPU)
+    assert isolation.choose(model, "auto", CPU, packed=False) == "sdpa"
+
+
+def test_a_window_that_only_the_mask_knows_keeps_document_attention_away() -> None:
+    """Qwen2-MoE in transformers 5.19; the window is longer than any probe."""
+    layers = ["sliding_attention", "full_attention"]
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    model = build(Qwen2MoeConfig(**SMALL, **experts, use_sliding_window=True, sliding_window=4096, layer_types=layers))
+    assert isolation.choose(model, "auto", CPU) == "sdpa"
 
 
 def test_the_head_knows_soft_caps_and_scales() -> None:

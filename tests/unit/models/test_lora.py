@@ -40,6 +40,52 @@ def test_a_target_that_matches_nothing_lists_what_there_is(base: nn.Module) -> N
         lora.target_names(base, ["q_proj", "query"])
 
 
+def test_a_longer_name_and_a_regular_expression_choose_among_layers(base: nn.Module) -> None:
+    first = "model.layers.0.self_attn.q_proj"
+    assert lora.target_names(base, ["layers.0.self_attn.q_proj"]) == ["layers.0.self_attn.q_proj"]
+    assert lora.target_names(base, ["layers.[0].*.q_proj", r"\d.mlp.(up|down)_proj"]) == [
+        "model.layers.0.mlp.down_proj",
+        "model.layers.0.mlp.up_proj",
+        first,
+        "model.layers.1.mlp.down_proj",
+        "model.layers.1.mlp.up_proj",
+    ]
+    for asked in (["layers.0.self_attn.q_proj"], ["layers.[0].*.q_proj"]):
+        model = lora.inject(load_model(ModelSpec(source=base.name_or_path)), LoraSpec(target_modules=asked), "base")  # type: ignore[arg-type]
+        assert {n.partition(".lora_")[0] for n, p in model.named_parameters() if p.requires_grad} == {
+            f"base_model.model.{first}"
+        }
+    with pytest.raises(ModelError, match=r"layers\.7.*written out, model\.layers\.0\."):
+        lora.target_names(base, ["layers.7.self_attn.q_proj"])
+    with pytest.raises(ModelError, match="neither a name nor a regular expression"):
+        lora.target_names(base, ["*.q_proj"])
+    with pytest.raises(ModelError, match=r"no linear layer is named q\.\*k"):
+        lora.target_names(base, ["q.*k"])
+
+
+@pytest.mark.parametrize(
+    "spec, match",
+    [
+        (LoraSpec(rank=3, init_lora_weights="orthogonal"), "orthogonal: .*rank to be even"),
+        (LoraSpec(rank=40, init_lora_weights="mica"), "mica: "),
+        (LoraSpec(rank=40, init_lora_weights="pissa"), "pissa finds only .* directions in .* lora_rank is 40"),
+        (LoraSpec(rank=40, init_lora_weights="olora"), "olora finds only"),
+        (LoraSpec(rank=40, init_lora_weights="pissa_niter_4"), "pissa_niter_4 finds only"),
+    ],
+)
+def test_a_rank_that_an_initialisation_cannot_have_is_refused(base: nn.Module, spec: LoraSpec, match: str) -> None:
+    with pytest.raises(ModelError, match=match):
+        lora.inject(base, spec, "base")
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal", "mica"])
+def test_how_an_adapter_started_is_not_written(base: nn.Module, tmp_path: Path, init: str) -> None:
+    model = lora.inject(base, LoraSpec(rank=4, init_lora_weights=init), "base")
+    lora.save_adapter(model, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["init_lora_weights"] is True
+    assert model.peft_config["default"].init_lora_weights == init
+
+
 def test_only_the_adapter_trains_and_in_the_asked_dtype(base: nn.Module) -> None:
     for name, dtype in lora.ADAPTER_DTYPES.items():
         model = lora.inject(load_model(ModelSpec(source=base.name_or_path)), LoraSpec(dtype=name), "base")  # type: ignore[arg-type]

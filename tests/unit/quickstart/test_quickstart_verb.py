@@ -19,7 +19,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the quickstart had done, with training and asking replaced by records of the call."""
     done: list[str] = []
 
-    def fake_train(argv: list[str]) -> int:
+    def fake_train(verb: str, argv: list[str]) -> int:
         config = read_config("sft", argv[0], argv[1:]).config
         run = RunFolder(config.output_dir)
         if not run.is_finished():
@@ -36,7 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return [".xx" if not found.adapters else f"It is {expected[question]}." for question in questions]
 
     expected = {row["instruction"]: row["output"] for row in all_rows()}
-    monkeypatch.setattr(train, "main", fake_train)
+    monkeypatch.setattr(train, "run", fake_train)
     monkeypatch.setattr(answers, "answer_all", fake_answers)
     return done
 
@@ -69,14 +69,14 @@ def test_a_second_call_shows_the_result_and_does_nothing(calls, tmp_path, capsys
 
 
 def test_a_call_that_was_stopped_in_training_asks_the_base_only_once(calls, tmp_path, monkeypatch):
-    def stopped_train(argv: list[str]) -> int:
+    def stopped_train(verb: str, argv: list[str]) -> int:
         raise KeyboardInterrupt
 
-    whole_train = train.main
-    monkeypatch.setattr(train, "main", stopped_train)
+    whole_train = train.run
+    monkeypatch.setattr(train, "run", stopped_train)
     with pytest.raises(KeyboardInterrupt):
         quickstart.main(["--output_dir", str(tmp_path / "run")])
-    monkeypatch.setattr(train, "main", whole_train)
+    monkeypatch.setattr(train, "run", whole_train)
     quickstart.main(["--output_dir", str(tmp_path / "run")])
     assert calls == ["ask base", "train 0", "ask adapter"]
 

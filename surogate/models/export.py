@@ -1,0 +1,80 @@
+"""Writing a complete model folder that transformers and vLLM load: weights, configuration, tokenizer.
+
+What is not here: adapters (lora.py) and merging them (merge.py). The one idea: a folder is written beside its place and
+moved there when it is whole, so that nobody ever loads half a model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from surogate.errors import CheckpointError
+from surogate.run_folder import replace_folder
+
+
+@contextmanager
+def draft_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder to write into, which becomes the target when the block ends without an error.
+
+    Args:
+        target: its old content stays until then.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    draft = target.with_name(f"{target.name}.tmp")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        replace_folder(draft, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} could not be written: {error.strerror or error}. Make room and give the same command again."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def save_model(model: Any, folder: Path, tokenizer: Any) -> None:
+    """Put a model and its tokenizer where a folder may already be.
+
+    Args:
+        model: a transformers model, as it trains.
+        folder: a complete model folder afterwards.
+        tokenizer: the model's own, with its chat template.
+    """
+    with draft_folder(folder) as draft:
+        write_model(model, draft, tokenizer)
+
+
+def write_model(model: Any, folder: Path, tokenizer: Any) -> None:
+    """Write a model and its tokenizer into a folder."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    generation = model.generation_config
+    if generation is not None and _only_sampling_is_set(generation):
+        generation.do_sample = (
+            True  # transformers loads such a file, which several model families ship, but writes none
+        )
+    trained_without_cache = model.config.use_cache
+    model.config.use_cache = True
+    try:
+        model.save_pretrained(str(folder))
+    finally:
+        model.config.use_cache = trained_without_cache
+    tokenizer.save_pretrained(str(folder))
+
+
+def _only_sampling_is_set(generation: Any) -> bool:
+    """Whether a temperature or the like stands there while do_sample is off."""
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        return not generation.do_sample
+    return False
