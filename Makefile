@@ -49,7 +49,7 @@ help:
 	@echo "make reference    write docs/reference/config.md again from the schema"
 	@echo "make lock         resolve requirements/*.lock again from pyproject.toml"
 	@echo "make gpu-bundle   wheels for a GPU machine that has torch but no package index"
-	@echo "make clean        remove $(VENV), .cache, dist and the quickstart's output"
+	@echo "make clean        remove $(VENV), .cache, dist and the quickstarts' output"
 
 install: $(VENV)/.package
 
@@ -80,7 +80,7 @@ reference: $(VENV)/.package
 	$(BIN)/python -m surogate.config.reference > docs/reference/config.md
 
 clean:
-	rm -rf $(VENV) .cache dist build output/quickstart *.egg-info
+	rm -rf $(VENV) .cache dist build output/quickstart output/pt *.egg-info
 
 # --- installation: one stamp a lock ----------------------------------------------------------------------------------
 

@@ -49,7 +49,9 @@ class TextSamples(pl.Callback):
             torch.manual_seed(self.seed)
             for ids in self._openings(data):
                 new_ids = module.continue_ids(ids, {tokenizer.eos_token_id}, CONTINUATION_LEN, self.temperature)
-                yield tokenizer.decode(ids), tokenizer.decode(new_ids, skip_special_tokens=True)
+                # Decoded together: the cut between them may lie within a character.
+                opening = tokenizer.decode(ids).rstrip("\ufffd")
+                yield opening, tokenizer.decode(ids + new_ids, skip_special_tokens=True)[len(opening) :]
 
     def _openings(self, data: Any) -> Iterator[list[int]]:
         stores = list((data.validation_stores or data.train_stores).values())

@@ -25,8 +25,8 @@ from surogate.cli.nested import check_names, explain
 from surogate.config.identity import Nested, run_identity
 from surogate.config.yaml_file import read_yaml
 from surogate.data.datamodule import StepDataModule
-from surogate.data.inspection import cheap_findings
 from surogate.errors import CheckpointError, ConfigError, DataError, HardwareError
+from surogate.inspection.measures import cheap_findings
 from surogate.run_folder import TRAINER_STATE
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """`surogate inspect cfg.yaml`: the data of a run, on the terminal and as a page, before anything is trained.
 
-What is not here: what is measured (data/inspection.py) and the page (data/inspection_page.py). The one idea: the data
+What is not here: what is measured (inspection/measures.py) and the page (inspection/page.py). The one idea: the data
 module is made from the same lowered configuration as the run's own, so it reads and fills the same cache.
 """
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from surogate.data.inspection_report import Finding, Histogram, Report, SourceReport
-    from surogate.data.row_samples import RowSample
+    from surogate.inspection.report import Finding, Histogram, Report, SourceReport
+    from surogate.inspection.row_samples import RowSample
 
 PAGE = "inspect.html"
 DESCRIPTION = """\
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     os.environ.update(to_environment(config))
     from rich.console import Console
 
-    from surogate.data.inspection_page import page
+    from surogate.inspection.page import page
 
     report = _inspect(config, options.samples)
     console = Console(highlight=False)
@@ -89,8 +89,8 @@ def _not_negative(text: str) -> int:
 
 def _inspect(config: TrainConfig, samples: int) -> Report:
     """Make the data module of a run and inspect it; a row that cannot be used is a finding too."""
-    from surogate.data.inspection import DataSettings, inspect
-    from surogate.data.inspection_report import Finding, Report
+    from surogate.inspection.measures import DataSettings, inspect
+    from surogate.inspection.report import Finding, Report
 
     data, settings = data_module(to_lightning(config)["data"])
     try:
@@ -142,7 +142,7 @@ def _table(sources: Sequence[SourceReport]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from surogate.data.row_samples import visible
+    from surogate.inspection.row_samples import visible
 
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column("source", overflow="fold")
@@ -166,7 +166,7 @@ def _distributions(source: SourceReport) -> Text:
     """Draw both histograms of a source, each as one line."""
     from rich.text import Text
 
-    from surogate.data.row_samples import visible
+    from surogate.inspection.row_samples import visible
 
     ended, turns = source.ends
     shortest, median, long, longest = map(source.percentile, (0, 50, 95, 100))
@@ -191,7 +191,7 @@ def _sparkline(histogram: Histogram) -> str:
 def _line(finding: Finding) -> Text:
     from rich.text import Text
 
-    from surogate.data.row_samples import visible
+    from surogate.inspection.row_samples import visible
 
     sign = f"{_SIGNS[finding.level]} {finding.level}  "
     return Text.assemble((sign, _STYLES[finding.level]), visible(str(finding)))
@@ -200,7 +200,7 @@ def _line(finding: Finding) -> Text:
 def _heading(sample: RowSample) -> Text:
     from rich.text import Text
 
-    from surogate.data.row_samples import visible
+    from surogate.inspection.row_samples import visible
 
     text = f"{sample.source}, {sample.origin}: {sample.num_loss_tokens:,} of {sample.num_tokens:,} tokens supervised"
     return Text(visible(text), style="bold")

@@ -16,7 +16,7 @@ from surogate.config.keys import keys_of
 from surogate.config.not_yet import DATASET_FIELDS
 from surogate.config.parts import DatasetSpec
 from surogate.errors import ConfigError
-from surogate.locations import resolve
+from surogate.locations import is_url, resolve, without_credentials
 
 Contradiction = tuple[tuple[str | int, ...], str]
 """The keys involved, or the path of a list's entry; and the sentence."""
@@ -171,7 +171,12 @@ def _reporting(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]
 def _dataset(spec: DatasetSpec) -> Iterator[str]:
     """Yield sentences that follow the entry's name."""
     if not spec.path:
-        yield " has no path. Give a file, a folder, a hub id or pkg://package/file."
+        yield " has no path. Give a file, a folder, a hub id, pkg://package/file or a URL."
+    if is_url(spec.path) and _SECRET_IN_URL.search(spec.path):
+        yield (
+            f".path holds credentials ({without_credentials(spec.path)}), and a run writes its configuration down. "
+            "Set them in the environment, where the storage's library looks for them."
+        )
     if spec.weight is not None and spec.weight <= 0:
         yield f".weight must be above 0, got {spec.weight}. Remove the entry to leave the source out."
     if spec.samples is not None and spec.samples <= 0:
@@ -188,6 +193,7 @@ def _dataset(spec: DatasetSpec) -> Iterator[str]:
 
 
 _DEFAULT_DATASET = DatasetSpec()
+_SECRET_IN_URL = re.compile(r"://[^/?#]*@|[?&][^=&]*(sig|token|key|credential|passw|secret)[^=&]*=", re.IGNORECASE)
 
 
 def _locations(c: TrainConfig) -> Iterator[Contradiction]:
@@ -202,7 +208,7 @@ def _locations(c: TrainConfig) -> Iterator[Contradiction]:
     for keys, shown, location in named:
         if location:
             try:
-                resolve(location, ConfigError)
+                resolve(location, ConfigError, urls=shown.endswith(".path"))
             except ConfigError as error:
                 yield keys, f"{shown}: {error}"
     if c.template is not None and c.template.endswith((".jinja", ".j2")) and not Path(c.template).is_file():

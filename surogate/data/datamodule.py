@@ -236,7 +236,7 @@ class StepDataModule(pl.LightningDataModule):
         for part, rows, of_source in zip(train, draws, tokens, strict=True):
             part["epoch_share"] = rows / sum(draws)
             part["epoch_token_share"] = of_source / sum(tokens)
-            part["epochs_per_epoch"] = rows / part["rows"]
+            part["passes_per_epoch"] = rows / part["rows"]
         return {
             "train": train,
             "validation": [_summary(name, store) for name, store in self.validation_stores.items()],

@@ -123,7 +123,8 @@ class Walk:
         else:
             changed = [name for name in now["rows"] if was["rows"][name] != now["rows"][name]]
             differences += [
-                f"{name} has other rows (its file, the tokenizer or the template changed)" for name in changed
+                f"{name} has other rows (its file, the tokenizer, the template or the validation split changed)"
+                for name in changed
             ]
         if differences:
             raise CheckpointError(

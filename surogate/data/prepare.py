@@ -90,8 +90,9 @@ class TokenSettings:
         backend = self.tokenizer.backend_tokenizer
         backend.no_padding()  # a state that calls leave behind
         backend.no_truncation()
-        specials = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
-        return hashlib.sha256(f"{backend.to_str()}{specials}".encode()).hexdigest()
+        specials = [self.tokenizer.special_tokens_map, self.tokenizer.split_special_tokens]
+        described = backend.to_str() + json.dumps(specials, sort_keys=True, default=str)
+        return hashlib.sha256(described.encode()).hexdigest()
 
 
 def named(specs: Sequence[DatasetSpec]) -> list[tuple[str, DatasetSpec]]:
@@ -181,6 +182,8 @@ class _Build:
             steps, warnings = self._write_conversations(writer, renderer), renderer.warnings
         with closing(steps):
             _say_progress(self._name, steps, writer)
+        if replace(self._source).fingerprint != self._source.fingerprint:  # looked at anew
+            raise DataError(f"{self._name}: the data changed while it was read. Start again when it is complete.")
         return {
             **asdict(self._counts),
             **asdict(self._limit),

@@ -56,8 +56,8 @@ class MergeReport:
         dtype: of the merged weights.
         num_layers: layers that got an update; a layer counts once for each adapter.
         untied: the LM head, which shared its weights with the embeddings, now has its own.
-        rounding_error: `||round(W + D) - (W + D)|| / ||D||` over all merged layers: what rounding did to the weights, in
-            units of what the update did.
+        rounding_error: `||round(W + D) - (W + D)|| / ||D||` over all merged layers: how far rounding moved the weights,
+            in units of how far the update did.
         num_positions: of the probe texts, all of which were compared.
         logit_difference: largest difference of the logits from base + adapter's, over the largest logit.
         top1_agreement: share of positions at which both find the same token likeliest.

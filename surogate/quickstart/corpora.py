@@ -10,10 +10,8 @@ diagnoses are held out, so no held-out text has a near copy in training, and the
 from __future__ import annotations
 
 import argparse
-import html
 import json
 import random
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,22 +46,13 @@ def factbook_profiles(folder: Path) -> Split:
     training, held_out = [], []
     for path in sorted(folder.glob("*/*.json")):
         profile = json.loads(path.read_text(encoding="utf-8"))
-        country = _country(profile)
+        country = factbook.country_of(profile)
         document = "\n".join([country, *_lines(profile)])
         if country in HELD_OUT_COUNTRIES:
             held_out.append(document[:HELD_OUT_LEN])
         elif country:
             training.append(document)
     return training, held_out
-
-
-def _country(profile: dict[str, Any]) -> str:
-    names = profile.get("Government", {}).get("Country name", {})
-    for form in ("conventional short form", "conventional long form"):
-        name = _plain(names.get(form, {}).get("text", ""))
-        if name.lower() not in ("", "none"):
-            return name
-    return ""
 
 
 def _lines(profile: dict[str, Any]) -> Iterator[str]:
@@ -79,15 +68,10 @@ def _texts(value: Any) -> Iterator[str]:
     """Yield the text of a field, or of each of its parts."""
     if isinstance(value, dict):
         if isinstance(value.get("text"), str):
-            yield _plain(value["text"])
+            yield factbook.plain(value["text"])
         else:
             for part in value.values():
                 yield from _texts(part)
-
-
-def _plain(text: str) -> str:
-    """Take off the markup that the factbook's values carry."""
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text))).strip()
 
 
 def icd10_codes(folder: Path) -> Split:

@@ -93,14 +93,15 @@ def write_jsonl(path: Path, questions: Sequence[Question]) -> None:
 
 def _questions_of(path: Path) -> Iterator[Question]:
     profile = json.loads(path.read_text(encoding="utf-8"))
-    country = _country(profile)
+    country = country_of(profile)
     for topic in TOPICS:
         answer = _short(_text(profile, topic.section, topic.field, topic.subfield))
         if country and topic.is_answer(answer):
             yield Question(country, topic.name, topic.question.format(country), answer)
 
 
-def _country(profile: dict[str, Any]) -> str:
+def country_of(profile: dict[str, Any]) -> str:
+    """Return the short name of a profile's country, or the long one; empty where it has none."""
     for form in ("short", "long"):
         name = _text(profile, "Government", "Country name", f"conventional {form} form")
         if name.lower() not in ("", "none"):
@@ -108,13 +109,16 @@ def _country(profile: dict[str, Any]) -> str:
     return ""
 
 
+def plain(text: str) -> str:
+    """Take off the markup that the factbook's values carry."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text))).strip()
+
+
 def _text(profile: dict[str, Any], *keys: str | None) -> str:
-    """The text of a field, without the markup that the factbook's values carry."""
     value: Any = profile
     for key in keys:
         value = value.get(key, {}) if key else value
-    text = html.unescape(re.sub(r"<[^>]+>", " ", value.get("text", "")))
-    return re.sub(r"\s+", " ", text).strip()
+    return plain(value.get("text", ""))
 
 
 def _short(text: str) -> str:

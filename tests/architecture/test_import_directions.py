@@ -25,6 +25,7 @@ ALLOWED = {
     "quant": SPECS | {"kernels"},
     "losses": SPECS | {"batches", "kernels"},
     "data": SPECS | {"batches"},
+    "inspection": SPECS | {"batches", "data"},
     "models": SPECS | {"batches", "run_folder"},
     "precision": SPECS | {"kernels", "quant", "models.weights"},
     "modes": SPECS | {"batches", "losses", "models", "precision"},

@@ -23,6 +23,7 @@ from surogate.data import prepare as prepare_module
 from surogate.data.cache import TokenCache
 from surogate.data.prepare import TokenSettings, prepare
 from surogate.data.row_store import RowStore
+from surogate.errors import DataError
 
 DATA = Path(__file__).parents[1] / "data"
 DEADLINE_SECONDS = 120
@@ -206,6 +207,23 @@ def test_what_a_build_found_is_said_at_every_start(
     assert any("1 rows longer than max_length 64 left out (first: " in message for message in said[0])
     assert any("ends an assistant turn without a special token" in message for message in said[0])
     assert "from the cache" in " ".join(caplog.messages)
+
+
+def test_data_that_changes_while_it_is_read_is_not_kept(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = tmp_path / "texts.jsonl", TokenCache(tmp_path / "cache")
+    path.write_text('{"text": "word word"}\n')
+    write_text = prepare_module.write_text
+
+    def write_late(*arguments: Any) -> Any:
+        path.write_text('{"text": "word word"}\n{"text": "word"}\n')
+        return write_text(*arguments)
+
+    monkeypatch.setattr(prepare_module, "write_text", write_late)
+    with pytest.raises(DataError, match="set: the data changed while it was read"):
+        prepare("set", DatasetSpec(path=str(path)), settings_of(tokenizer), cache)
+    assert [entry.suffix for entry in cache.folder.iterdir()] == [".lock"]
 
 
 def corpus(folder: Path, megabytes: float) -> Path:

@@ -87,12 +87,20 @@ def test_what_can_run_is_accepted(read, lines):
         ("{path: rows.jsonl, chosen_field: a}", "chosen_field belongs to type: preference"),
         ("{path: rows.jsonl, system_prompt_type: fixed}", "fixed needs system_prompt"),
         ("{path: rows.jsonl, system_prompt_type: field}", "field needs system_prompt_field"),
+        ("{path: 'https://me:pw@host/rows.jsonl'}", "datasets[0].path holds credentials (https://host/rows.jsonl)"),
+        ("{path: 'https://host/rows.jsonl?X-Amz-Signature=1'}", "holds credentials (https://host/rows.jsonl)"),
         ("{path: 'pkg://no_such_package/rows.jsonl'}", "is not installed"),
     ],
 )
 def test_a_dataset_that_cannot_be_read_as_described_is_told(problems, entry, sentence):
     found = problems(whole=f"model: m\ndatasets:\n  - {entry}\n")
     assert any(line.startswith("cfg.yaml:3: ") and sentence in line for line in found)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/rows.jsonl", "https://host/rows.jsonl?raw=true"])
+def test_a_data_set_may_be_a_url_and_a_model_may_not(read, problems, url):
+    assert read(whole=f"model: m\ndatasets: [{{path: '{url}'}}]\n")
+    assert "model: 's3://bucket/m' cannot be read" in problems(whole="model: s3://bucket/m\ndatasets: [{path: m}]\n")[0]
 
 
 def test_text_can_be_split_and_conversations_cannot(read, problems):

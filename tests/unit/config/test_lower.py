@@ -56,20 +56,20 @@ def test_every_flat_key_is_consumed():
 OTHER_VALUES: dict[str, Any] = {
     "run_name": "r", "output_dir": "o", "checkpoint_dir": "c", "resume_from_checkpoint": "p", "save_steps": 7,
     "save_total_limit": 7, "num_epochs": 7, "max_steps": 7, "eval_steps": 7, "logging_steps": 7, "train_seed": 7,
-    "eval_seed": 7, "model": "m", "model_type": "llama", "sequence_len": 7, "max_model_len": 7, "rope_scaling": "yarn",
-    "model_dtype": "float32", "tokenizer": "t", "from_scratch": True, "freeze_modules": ["h"],
+    "eval_seed": 7, "model": "m", "model_type": "llama", "sequence_len": 7, "max_model_len": 7, "rope_scaling":
+    "yarn", "model_dtype": "float32", "tokenizer": "t", "from_scratch": True, "freeze_modules": ["h"],
     "master_dtype": "float32", "merge_adapter": True, "attn_implementation": "eager", "trust_remote_code": True,
     "lora": False, "lora_rank": 7, "lora_alpha": 7.0, "lora_dropout": 0.7, "lora_target_modules": ["q"],
-    "lora_dtype": "bf16", "use_rslora": True, "use_dora": True, "init_lora_weights": "pissa", "modules_to_save": ["h"], "adapter_path": "a",
-    "adapter_init_mode": "trainable", "recipe": "other", "learning_rate": 0.7, "optimizer": "adamw",
-    "lr_scheduler_type": "wsd", "warmup_ratio": 0.7, "warmup_steps": 7, "cooldown_steps": 7, "final_lr_fraction": 0.7,
-    "weight_decay": 0.7, "max_grad_norm": 0.7, "adamw_beta1": 0.7, "adamw_beta2": 0.7, "adamw_epsilon": 0.7,
-    "per_device_train_batch_size": 7, "gradient_accumulation_steps": 7, "recompute": False, "lmhead_chunks": 7,
-    "datasets": [DatasetSpec(path="x")], "validation_datasets": [DatasetSpec(path="v")], "validation_split_ratio": 0.7,
-    "sample_packing": False, "dataloader_num_workers": 7, "max_bad_row_fraction": 0.7, "truncation_strategy": "left",
-    "max_length": 7, "use_chat_template": False, "template": "t", "system": "s", "response_prefix": "p",
-    "loss_scale": "all", "gpus": 7, "report_to": ["wandb"], "wandb_project": "p", "wandb_name": "n",
-    "wandb_group": "g", "wandb_tags": ["t"], "wandb_mode": "offline", "hub_token": "t",
+    "lora_dtype": "bf16", "use_rslora": True, "use_dora": True, "init_lora_weights": "pissa", "modules_to_save":
+    ["h"], "adapter_path": "a", "adapter_init_mode": "trainable", "recipe": "other", "learning_rate": 0.7,
+    "optimizer": "adamw", "lr_scheduler_type": "wsd", "warmup_ratio": 0.7, "warmup_steps": 7, "cooldown_steps": 7,
+    "final_lr_fraction": 0.7, "weight_decay": 0.7, "max_grad_norm": 0.7, "adamw_beta1": 0.7, "adamw_beta2": 0.7,
+    "adamw_epsilon": 0.7, "per_device_train_batch_size": 7, "gradient_accumulation_steps": 7, "recompute": False,
+    "lmhead_chunks": 7, "datasets": [DatasetSpec(path="x")], "validation_datasets": [DatasetSpec(path="v")],
+    "validation_split_ratio": 0.7, "sample_packing": False, "dataloader_num_workers": 7, "max_bad_row_fraction":
+    0.7, "truncation_strategy": "left", "max_length": 7, "use_chat_template": False, "template": "t", "system": "s",
+    "response_prefix": "p", "loss_scale": "all", "gpus": 7, "report_to": ["wandb"], "wandb_project": "p",
+    "wandb_name": "n", "wandb_group": "g", "wandb_tags": ["t"], "wandb_mode": "offline", "hub_token": "t",
 }  # fmt: skip
 
 

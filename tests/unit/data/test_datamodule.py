@@ -175,7 +175,7 @@ def test_the_summary_counts_rows_tokens_and_shares(tokenizer: str, write_rows: A
         "fingerprint": "",
         "epoch_share": 0.25,
         "epoch_token_share": 0.25,
-        "epochs_per_epoch": 1.0,
+        "passes_per_epoch": 1.0,
     }
     assert summary["packs_per_step"] == 6
     assert json.dumps(summary)
@@ -279,7 +279,7 @@ def test_weights_set_the_shares_of_rows_and_none_means_every_row_once(tokenizer:
     found = [
         a_module(tokenizer, part, validation_split_ratio=0.0).data_summary()["train"] for part in (specs, weighted)
     ]
-    assert [[part["epochs_per_epoch"] for part in train] for train in found] == [[1.0, 1.0], [3.0, 1 / 3]]
+    assert [[part["passes_per_epoch"] for part in train] for train in found] == [[1.0, 1.0], [3.0, 1 / 3]]
     assert [part["epoch_token_share"] for part in found[1]] == [0.75, 0.25]
 
 

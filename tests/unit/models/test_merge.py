@@ -154,7 +154,7 @@ def test_sixteen_bits_lose_what_the_report_says(plain: Trained, tokenizer: Any, 
     error = sum((written[name].float() - exact[name]).square().sum() for name in adapted) ** 0.5
     update = sum((exact[name] - start[name]).square().sum() for name in adapted) ** 0.5
     assert report.rounding_error == pytest.approx((error / update).item(), rel=1e-3) and report.rounding_error > 1e-3
-    assert report.dtype == dtype and 0 < report.mean_kl < 1e-2 < report.update_kl
+    assert report.dtype == dtype and 0 < report.mean_kl < 1e-3 < report.update_kl
 
     in_float32 = merge(found, "float32", tmp_path / "merged", tokenizer)  # an earlier merge gives way
     assert in_float32.rounding_error == 0 and in_float32.logit_difference < TOLERANCE

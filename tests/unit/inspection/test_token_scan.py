@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from surogate.batches import TokenRow
-from surogate.data import token_scan
 from surogate.data.row_store import RowStore
-from surogate.data.token_scan import TokenKinds, scan
+from surogate.inspection import token_scan
+from surogate.inspection.token_scan import TokenKinds, scan
 
 
 def a_row(ids: list[int], supervised: str) -> TokenRow:

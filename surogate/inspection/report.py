@@ -1,6 +1,6 @@
 """The nouns of an inspection: what was measured, and what there is to know about it.
 
-What is not here: measuring (inspection.py), judging (findings.py) and showing (cli/inspect.py, inspection_page.py).
+What is not here: measuring (measures.py), judging (findings.py) and showing (cli/inspect.py, page.py).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from surogate.data.row_samples import RowSample
-from surogate.data.token_scan import TokenScan
+from surogate.inspection.row_samples import RowSample
+from surogate.inspection.token_scan import TokenScan
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 

@@ -1,7 +1,7 @@
 """Measuring the data of a run before it is trained on: all of it for `surogate inspect`, a little at every start.
 
 What is not here: the pass over the tokens (token_scan.py), what of it is a problem (findings.py), and how a report is
-shown (cli/inspect.py, inspection_page.py).
+shown (cli/inspect.py, page.py).
 
 The one idea: everything is read from the stores that training reads, so what is inspected is what is trained on. Equal
 documents are told by the hashes that also decide what is held out for validation.
@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from surogate.config.parts import BatchSpec, ChatSpec, DatasetSpec
-from surogate.data.findings import judge, judge_leak, judge_tokens
-from surogate.data.inspection_report import (
+from surogate.data.packing import MAX_OPEN_PACKS, Packer
+from surogate.data.row_store import RowStore
+from surogate.errors import DataError
+from surogate.inspection.findings import judge, judge_leak, judge_tokens
+from surogate.inspection.report import (
     LEVELS,
     PERCENTILES,
     Finding,
@@ -28,11 +31,8 @@ from surogate.data.inspection_report import (
     Role,
     SourceReport,
 )
-from surogate.data.packing import MAX_OPEN_PACKS, Packer
-from surogate.data.row_samples import sample_rows
-from surogate.data.row_store import RowStore
-from surogate.data.token_scan import TokenKinds, scan
-from surogate.errors import DataError
+from surogate.inspection.row_samples import sample_rows
+from surogate.inspection.token_scan import TokenKinds, scan
 
 if TYPE_CHECKING:
     from surogate.data.datamodule import StepDataModule

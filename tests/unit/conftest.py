@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-TEMPLATES = Path(__file__).parents[2] / "data" / "templates"
+TEMPLATES = Path(__file__).parents[1] / "data" / "templates"
 CORPUS = [
     "The capital of France is Paris. What is the capital of Ruritania? Hello there, I am here.",
     "get_weather(city)",

@@ -1,6 +1,6 @@
 """One pass over the tokens of a store: turns and their ends, BOS where it should not be, ids that mean nothing.
 
-What is not here: what of it is a problem (inspection.py). The one idea: rows are looked at in blocks of millions of
+What is not here: what of it is a problem (findings.py). The one idea: rows are looked at in blocks of millions of
 tokens laid end to end, so that a pass over a million rows is a few array operations a block and takes seconds.
 """
 

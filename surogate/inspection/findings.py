@@ -1,6 +1,6 @@
 """What of a measured data set is a problem, what is worth a look, and what is good to know.
 
-What is not here: measuring (inspection.py). The one idea: a finding says what was found and what to do. It is a problem
+What is not here: measuring (measures.py). The one idea: a finding says what was found and what to do. It is a problem
 only where no sensible run would have it, so that data which is merely unusual is never refused.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from surogate.data.inspection_report import Finding, Level, PackingReport, Report, SourceReport
+from surogate.inspection.report import Finding, Level, PackingReport, Report, SourceReport
 
 BOS_SHARE = 0.01
 """Of rows with a second BOS: above it a template does that, below it a stray row."""

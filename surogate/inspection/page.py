@@ -1,6 +1,6 @@
 """An inspection as one HTML page: no network, no script, light and dark.
 
-What is not here: what is measured (inspection.py). The one idea: whatever comes from the data passes through `_text`,
+What is not here: what is measured (measures.py). The one idea: whatever comes from the data passes through `_text`,
 which leaves nothing that a browser would obey, and the page forbids itself to load or run anything.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from surogate.data.inspection_report import Finding, Histogram, PackingReport, Report, SourceReport
-from surogate.data.row_samples import Piece, RowSample, visible
+from surogate.inspection.report import Finding, Histogram, PackingReport, Report, SourceReport
+from surogate.inspection.row_samples import Piece, RowSample, visible
 
 _PAGE = """\
 <!doctype html>

@@ -1,6 +1,6 @@
 """A few rows as a person reads them: text cut at the tokens, with what is supervised and what is special.
 
-What is not here: colours (cli/inspect.py, inspection_page.py). The one idea: a row's text is not to be trusted. It may
+What is not here: colours (cli/inspect.py, page.py). The one idea: a row's text is not to be trusted. It may
 hold escape sequences, characters that reverse the reading direction, or half of one; `visible` shows them as signs.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from surogate.batches import TokenRow
 from surogate.data.row_store import RowStore
-from surogate.data.token_scan import TokenKinds
+from surogate.inspection.token_scan import TokenKinds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from surogate.batches import TokenRow
-from surogate.data.row_samples import MAX_SHOWN_TOKENS, RowSample, sample_rows, visible
 from surogate.data.row_store import RowStore
-from surogate.data.token_scan import TokenKinds
+from surogate.inspection.row_samples import MAX_SHOWN_TOKENS, RowSample, sample_rows, visible
+from surogate.inspection.token_scan import TokenKinds
 
 
 def sample(tokenizer: Any, ids: list[int], supervised: int = 0) -> RowSample:

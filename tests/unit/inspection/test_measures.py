@@ -13,9 +13,9 @@ from support.word_tokenizer import save_word_tokenizer
 from surogate.batches import TokenRow
 from surogate.config.parts import BatchSpec, ChatSpec, DatasetSpec
 from surogate.data.datamodule import ChatDataModule, TextDataModule
-from surogate.data.inspection import CHEAP_ROWS, DataSettings, cheap_findings, inspect
-from surogate.data.inspection_report import Report
 from surogate.data.row_store import RowStore
+from surogate.inspection.measures import CHEAP_ROWS, DataSettings, cheap_findings, inspect
+from surogate.inspection.report import Report
 
 NO_END = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"

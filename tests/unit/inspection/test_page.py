@@ -10,10 +10,10 @@ import pytest
 
 from surogate.batches import TokenRow
 from surogate.config.parts import BatchSpec, ChatSpec, DatasetSpec
-from surogate.data.inspection import DataSettings, inspect
-from surogate.data.inspection_page import page
-from surogate.data.inspection_report import Finding, Report
 from surogate.data.row_store import RowStore
+from surogate.inspection.measures import DataSettings, inspect
+from surogate.inspection.page import page
+from surogate.inspection.report import Finding, Report
 
 HOSTILE = "</pre></main><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;\x1b[2J\u202e"
 VOID = {"meta"}
