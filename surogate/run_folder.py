@@ -15,6 +15,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -73,8 +75,6 @@ class CheckpointStore:
             if path.is_file()
         }
         write_json(draft / MANIFEST, {"step": step, **facts, "files": files})
-        for path in (draft, *draft.rglob("*")):
-            _flush(path)
         replace_folder(draft, folder)
         link = self.path / "latest.tmp"
         link.unlink(missing_ok=True)
@@ -253,8 +253,34 @@ def damage(checkpoint: Path, digests: bool = True) -> str | None:
     return None
 
 
+@contextmanager
+def draft_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder to write into, which becomes the target when the block ends without an error.
+
+    Args:
+        target: its old content stays until then.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
+    draft = target.with_name(f"{target.name}.tmp")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        replace_folder(draft, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} could not be written: {error.strerror or error}. Make room and give the same command again."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
 def replace_folder(new: Path, target: Path) -> None:
-    """Put a folder under a name that may be taken; the old content stays until the new one is in place."""
+    """Put a folder, once it is on the disk, under a name that may be taken; the old content stays until then."""
+    for path in (new, *new.rglob("*")):
+        _flush(path)
     old = target.with_name(f"{target.name}.old.tmp")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from surogate.errors import CheckpointError
-from surogate.run_folder import RunFolder, replace_folder
+from surogate.run_folder import RunFolder, draft_folder
 
 
 class AdapterExport(pl.Callback):
@@ -29,15 +27,6 @@ class AdapterExport(pl.Callback):
             return
         module: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        draft = self._adapter_dir.with_name("adapter.tmp")
-        try:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+        with draft_folder(self._adapter_dir) as draft:
             module.save_adapter(draft)
             data.tokenizer.save_pretrained(draft)
-            replace_folder(draft, self._adapter_dir)
-        except OSError as error:
-            raise CheckpointError(
-                f"The adapter could not be written to {self._adapter_dir}: {error.strerror or error}. "
-                "Make room; the same command then continues from the last checkpoint."
-            ) from error

@@ -89,7 +89,7 @@ def _adapters(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
     if isinstance(c.init_lora_weights, str) and not _INITIALISATIONS.fullmatch(c.init_lora_weights):
         yield (
             ("init_lora_weights",),
-            "init_lora_weights must be true, false, gaussian, pissa, pissa_niter_<number>, olora or orthogonal, "
+            "init_lora_weights must be true, false, gaussian, pissa, pissa_niter_<number>, olora, orthogonal or mica, "
             f"got {c.init_lora_weights!r}.",
         )
     if c.lora and not c.lora_target_modules:
@@ -129,7 +129,7 @@ def _full_training(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradict
         )
 
 
-_INITIALISATIONS = re.compile(r"gaussian|pissa(_niter_[1-9]\d*)?|olora|orthogonal")
+_INITIALISATIONS = re.compile(r"gaussian|pissa(_niter_[1-9]\d*)?|olora|orthogonal|mica")
 
 
 def _schedule(c: TrainConfig) -> Iterator[Contradiction]:

@@ -107,7 +107,8 @@ class AdapterKeys:
     lora_dropout: PartFraction = 0.05
     """Dropout in front of the adapter."""
     lora_target_modules: list[str] = field(default_factory=lambda: ["all"])
-    """Names of the linear layers to adapt, such as `[q_proj, v_proj]`; `[all]` = every one but lm_head."""
+    """Linear layers to adapt: names, longer ends of names (`layers.0.self_attn.q_proj`) or regular expressions; `[all]` =
+    every one but lm_head."""
     lora_dtype: Literal["fp32", "bf16"] = "fp32"
     """Dtype of the adapter's own weights."""
     use_rslora: bool = False
@@ -115,7 +116,7 @@ class AdapterKeys:
     use_dora: bool = False
     """Learn the magnitude of each weight column apart (DoRA). vLLM cannot serve it."""
     init_lora_weights: bool | str = True
-    """true, false, or as PEFT names it: gaussian, pissa, pissa_niter_16 (any number), olora, orthogonal."""
+    """true, false, or as PEFT names it: gaussian, pissa, pissa_niter_16 (any number), olora, orthogonal, mica."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules that train whole beside the adapter, such as `[embed_tokens, lm_head]`. vLLM cannot serve them."""
     adapter_path: str | None = None

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -127,13 +127,14 @@ def _varlen_groups_heads() -> bool:
 
 
 def _each_document(query: Tensor, key: Tensor, value: Tensor, cu: Tensor, shape: ScoreShape) -> Tensor:
-    length = query.shape[2]
-    pieces: list[list[Tensor]] = [[] for _ in range(query.shape[0])]
-    for row, start, end in _documents(cu.tolist(), length):
-        q, k, v = (x[row : row + 1, :, start:end] for x in (query, key, value))
-        pieces[row].append(_one_document(q, k, v, shape))
-    out = torch.cat([torch.cat(row, dim=2) for row in pieces], dim=0)
-    return out.transpose(1, 2).contiguous()
+    outputs = []
+    for rows, documents in _rows_cut_alike(cu.tolist(), query.shape[2]):
+        parts = []
+        for start, end in documents:
+            q, k, v = (x[rows, :, start:end] for x in (query, key, value))
+            parts.append(_one_document(q, k, v, shape))
+        outputs.append(torch.cat(parts, dim=2))
+    return torch.cat(outputs).transpose(1, 2).contiguous()
 
 
 def _one_document(query: Tensor, key: Tensor, value: Tensor, shape: ScoreShape) -> Tensor:
@@ -177,11 +178,20 @@ def _attend_in_steps(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sh
     return F.dropout(weights, shape.dropout) @ value
 
 
-def _documents(boundaries: list[int], length: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (row, start, end) of each document; a document never straddles rows."""
-    for start, end in pairwise(boundaries):
+def _rows_cut_alike(boundaries: list[int], length: int) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
+    """Yield neighbouring rows with the same documents, and the (start, end) of these within a row.
+
+    In pretraining most rows are a piece of one document, and one call attends all of them.
+    """
+    documents: list[list[tuple[int, int]]] = [[] for _ in range(boundaries[-1] // length)]
+    for start, end in pairwise(boundaries):  # a document never straddles rows
         row = start // length
-        yield row, start - row * length, end - row * length
+        documents[row].append((start - row * length, end - row * length))
+    first = 0
+    for cuts, rows in groupby(documents):
+        count = len(list(rows))
+        yield slice(first, first + count), cuts
+        first += count
 
 
 def register() -> None:

@@ -6,38 +6,10 @@ moved there when it is whole, so that nobody ever loads half a model.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from surogate.errors import CheckpointError
-from surogate.run_folder import replace_folder
-
-
-@contextmanager
-def draft_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, which becomes the target when the block ends without an error.
-
-    Args:
-        target: its old content stays until then.
-
-    Raises:
-        CheckpointError: the disk is full, or the folder cannot be written.
-    """
-    draft = target.with_name(f"{target.name}.tmp")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        yield draft
-        replace_folder(draft, target)
-    except OSError as error:
-        raise CheckpointError(
-            f"{target} could not be written: {error.strerror or error}. Make room and give the same command again."
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+from surogate.run_folder import draft_folder
 
 
 def save_model(model: Any, folder: Path, tokenizer: Any) -> None:
@@ -78,3 +50,10 @@ def _only_sampling_is_set(generation: Any) -> bool:
     except ValueError:
         return not generation.do_sample
     return False
+
+
+def adopt_special_tokens_(model: Any, tokenizer: Any) -> None:
+    """Let a new model begin, end and pad with its tokenizer's tokens, as configurations of trained models say."""
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for config in (model.config, model.generation_config):
+            setattr(config, key, getattr(tokenizer, key))

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from surogate.config.parts import LoraSpec, ModelSpec
 from surogate.errors import ModelError
 from surogate.models import lora
-from surogate.models.export import draft_folder, write_model
+from surogate.models.export import write_model
 from surogate.models.inference import FoundModel
 from surogate.models.load import load_model
-from surogate.run_folder import write_json
+from surogate.run_folder import draft_folder, write_json
 
 MERGE_RECORD = "merge.json"
 """The file in a merged folder that says what was merged and how well; it also marks the folder as ours to replace."""

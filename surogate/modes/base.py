@@ -102,6 +102,9 @@ class CausalLMModule(pl.LightningModule):
         else:
             freeze_(model, self.model_spec.freeze_modules)
             self._check_trained_dtype(model)
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if self.model_spec.from_scratch and tokenizer is not None:
+            export.adopt_special_tokens_(model, tokenizer)
         if self.model_spec.recompute:
             base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = model.train()
@@ -314,7 +317,8 @@ class CausalLMModule(pl.LightningModule):
             self._master_start = checkpoint["state_dict"]
 
     def _trained_names(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        # Of an adapter also what stays as it was drawn (MiCA's B), since drawing it again could give other bits.
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad or "lora_" in name}
 
     def save_adapter(self, folder: Path) -> None:
         """Write the trained adapter in PEFT's format."""

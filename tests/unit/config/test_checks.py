@@ -25,7 +25,10 @@ CONTRADICTIONS = [
     ("init_lora_weights: loftq", "init_lora_weights: loftq is refused: it needs a quantised base"),
     ("init_lora_weights: eva", "init_lora_weights: eva is refused: initialisation from the training data"),
     ("init_lora_weights: corda", "init_lora_weights: corda is refused: initialisation from the training data"),
-    ("init_lora_weights: kaiming", "must be true, false, gaussian, pissa, pissa_niter_<number>, olora or orthogonal"),
+    (
+        "init_lora_weights: kaiming",
+        "must be true, false, gaussian, pissa, pissa_niter_<number>, olora, orthogonal or mica",
+    ),
     ("init_lora_weights: pissa_niter_0", "got 'pissa_niter_0'"),
     ("cooldown_steps: 5", "cooldown_steps needs lr_scheduler_type: wsd"),
     ("final_lr_fraction: 0.5\nlr_scheduler_type: constant", "final_lr_fraction needs a schedule that decays"),
@@ -68,6 +71,7 @@ ACCEPTED = [
     "init_lora_weights: pissa_niter_4",
     "init_lora_weights: olora",
     "init_lora_weights: orthogonal",
+    "init_lora_weights: mica",
 ]
 
 

@@ -146,10 +146,16 @@ def test_sixteen_bits_lose_what_the_report_says(plain: Trained, tokenizer: Any, 
     found = FoundModel(base=str(base), adapters=(plain.adapter,), tokenizer="")
     report = merge(found, None, tmp_path / "merged", tokenizer)
 
-    exact = load_for_inference(found).state_dict()  # on a CPU in float32
+    exact_model = load_for_inference(found)  # on a CPU in float32
+    exact = exact_model.state_dict()
     start = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict()
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
-    assert all(value.dtype == getattr(torch, dtype) for value in written.values())
+    assert all(torch.equal(value, exact[name].to(getattr(torch, dtype))) for name, value in written.items())
+    rounded_model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.no_grad():  # both in float32, so that only the weights' rounding is seen
+        probes = merging._probe_ids(tokenizer, exact_model)
+        got, expected = (torch.cat([m(ids).logits[0] for ids in probes]) for m in (rounded_model, exact_model))
+    assert report.logit_difference == pytest.approx(distance(got, expected), rel=1e-2)
     adapted = [name for name in start if "_proj" in name]
     error = sum((written[name].float() - exact[name]).square().sum() for name in adapted) ** 0.5
     update = sum((exact[name] - start[name]).square().sum() for name in adapted) ** 0.5
