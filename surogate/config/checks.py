@@ -211,6 +211,7 @@ def _locations(c: TrainConfig) -> Iterator[Contradiction]:
                 resolve(location, ConfigError, urls=shown.endswith(".path"))
             except ConfigError as error:
                 yield keys, f"{shown}: {error}"
+    yield from _adapter_folder(c.adapter_path)
     if c.template is not None and c.template.endswith((".jinja", ".j2")) and not Path(c.template).is_file():
         yield ("template",), f"template: there is no file {c.template!r}."
     if isinstance(c.resume_from_checkpoint, str) and not Path(c.resume_from_checkpoint).exists():
@@ -218,3 +219,13 @@ def _locations(c: TrainConfig) -> Iterator[Contradiction]:
             ("resume_from_checkpoint",),
             f"resume_from_checkpoint: there is no {c.resume_from_checkpoint!r}. Use true for the newest checkpoint.",
         )
+
+
+def _adapter_folder(location: str | None) -> Iterator[Contradiction]:
+    folder = Path(location or "")
+    if location and folder.is_dir() and not any((folder / p / _ADAPTER_FILE).exists() for p in ("", "adapter")):
+        sentence = f"adapter_path: {location} holds no {_ADAPTER_FILE}. Name the folder of an adapter or of its run."
+        yield ("adapter_path",), sentence
+
+
+_ADAPTER_FILE = "adapter_config.json"

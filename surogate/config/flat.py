@@ -107,8 +107,8 @@ class AdapterKeys:
     lora_dropout: PartFraction = 0.05
     """Dropout in front of the adapter."""
     lora_target_modules: list[str] = field(default_factory=lambda: ["all"])
-    """Linear layers to adapt: names, longer ends of names (`layers.0.self_attn.q_proj`) or regular expressions; `[all]` =
-    every one but lm_head."""
+    """Linear layers to adapt: names, ends of names (`layers.0.self_attn.q_proj`) or regular expressions.
+    `[all]` = every one but lm_head."""
     lora_dtype: Literal["fp32", "bf16"] = "fp32"
     """Dtype of the adapter's own weights."""
     use_rslora: bool = False

@@ -65,7 +65,7 @@ def inspect(data: StepDataModule, settings: DataSettings, samples: int = 3) -> R
     kinds = TokenKinds(data.tokenizer, end_token_id)
     measured = [measure(name, store, role, kinds) for name, store, role in _stores(data)]
     summary = data.data_summary()
-    epochs = {part["name"]: part["epochs_per_epoch"] for part in summary["train"]}
+    epochs = {part["name"]: part["passes_per_epoch"] for part in summary["train"]}
     sources = _with_settings(_with_repeats(data, measured), data, settings, epochs)
     shown = [
         sample

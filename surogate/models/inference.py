@@ -17,6 +17,7 @@ from surogate.config.parts import ChatSpec, ModelSpec
 from surogate.config.yaml_file import read_yaml
 from surogate.errors import ModelError
 from surogate.locations import resolve
+from surogate.models.stacks import ADAPTER_FILE, stack_of
 from surogate.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers.generation.streamers import BaseStreamer
 
-_ADAPTER_FILE = "adapter_config.json"
 _PT_HEADER = "# What `surogate pt` was asked for"
 _MODEL_KEYS = ("model_type", "max_model_len", "rope_scaling", "trust_remote_code")
 _CHAT_KEYS = ("use_chat_template", "template", "system", "response_prefix")
@@ -74,7 +74,7 @@ def find_model(location: str, adapter: str | None = None, base: str | None = Non
         if not (path / "config.json").exists():
             raise ModelError(f"{path} does not exist: a run writes it when it ends. Give its command again.")
         location, keys = str(path), {key: keys[key] for key in ("trust_remote_code",) if key in keys}
-    has_own = bool(keys.get("lora")) or (path / _ADAPTER_FILE).exists()
+    has_own = bool(keys.get("lora")) or (path / ADAPTER_FILE).exists()
     adapters = _adapters(other or path) if other or has_own else ()
     base = base or keys.get("model") or (_recorded_base(path) if has_own else location)
     has_tokenizer = adapters and (adapters[-1] / "tokenizer_config.json").exists()
@@ -89,18 +89,17 @@ def find_model(location: str, adapter: str | None = None, base: str | None = Non
 
 def holds_adapter(folder: Path) -> bool:
     """Tell whether a folder is an adapter's, or that of a run which has trained one."""
-    return any((path / _ADAPTER_FILE).exists() for path in (folder, RunFolder(folder).adapter_dir))
+    return any((path / ADAPTER_FILE).exists() for path in (folder, RunFolder(folder).adapter_dir))
 
 
 def _adapters(folder: Path) -> tuple[Path, ...]:
     """Return the adapters that the folder of an adapter or a run stands for, in the order in which they go on top."""
-    keys = _run_keys(folder)
-    top = RunFolder(folder).adapter_dir if keys else folder
-    if not (top / _ADAPTER_FILE).exists():
-        hint = "a run writes it when it ends: give its command again" if keys else "--adapter"
-        raise ModelError(f"{top} holds no {_ADAPTER_FILE}, so it is not an adapter folder ({hint})")
-    merged = keys.get("adapter_path") if keys.get("adapter_init_mode", "merge") == "merge" else None
-    return (Path(merged), top) if merged else (top,)
+    is_run = bool(_run_keys(folder))
+    top = RunFolder(folder).adapter_dir if is_run else folder
+    if not (top / ADAPTER_FILE).exists():
+        hint = "a run writes it when it ends: give its command again" if is_run else "--adapter"
+        raise ModelError(f"{top} holds no {ADAPTER_FILE}, so it is not an adapter folder ({hint})")
+    return stack_of(top)
 
 
 def _run_keys(folder: Path) -> dict[str, Any]:
@@ -188,10 +187,10 @@ def generate_ids(
 
 
 def _recorded_base(adapter: Path) -> str:
-    base = json.loads((adapter / _ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = json.loads((adapter / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ModelError(
-            f"{adapter / _ADAPTER_FILE} names no base model; name it (surogate merge: --model BASE; "
+            f"{adapter / ADAPTER_FILE} names no base model; name it (surogate merge: --model BASE; "
             f"surogate chat and generate: BASE --adapter {adapter})"
         )
     return str(base)

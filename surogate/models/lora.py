@@ -22,6 +22,7 @@ from torch import nn
 
 from surogate.config.parts import LoraSpec
 from surogate.errors import ModelError
+from surogate.models.stacks import locate_adapter, stack_of
 
 logger = logging.getLogger(__name__)
 
@@ -339,11 +340,14 @@ def _quiet_about_tied_weights() -> Iterator[None]:
 def _stack(model: nn.Module, spec: LoraSpec) -> nn.Module:
     assert spec.adapter_path is not None
     trainable = spec.adapter_init_mode == "trainable"
-    adapted = load_adapter(model, spec.adapter_path, trainable=trainable)
+    *below, top = stack_of(locate_adapter(spec.adapter_path))
+    for folder in below:
+        model = fold(load_adapter(model, folder))
+    adapted = load_adapter(model, top, trainable=trainable)
     if not trainable:
         logger.warning(
-            "adapter_path: %s is merged into the base, so the new adapter only fits that merged base. "
-            "`surogate chat RUN` knows; other programs must merge the first adapter too.",
+            "adapter_path: %s is merged into the base, so the new adapter only fits that merged base. Surogate's verbs "
+            "know, since the new one carries it along; other programs must merge it first.",
             spec.adapter_path,
         )
     return adapted if trainable else fold(adapted)

@@ -23,6 +23,7 @@ from surogate.models import lora
 from surogate.models.export import write_model
 from surogate.models.inference import FoundModel
 from surogate.models.load import load_model
+from surogate.models.stacks import carry_below, stack_of
 from surogate.run_folder import draft_folder, write_json
 
 MERGE_RECORD = "merge.json"
@@ -165,12 +166,12 @@ def merge_trained(model: Any, spec: ModelSpec, adapter: LoraSpec, folder: Path, 
         tokenizer: as for `merge`.
     """
     keys = ("model_type", "max_model_len", "rope_scaling", "trust_remote_code")
-    below = (Path(adapter.adapter_path),) if adapter.adapter_path and adapter.adapter_init_mode == "merge" else ()
     with TemporaryDirectory() as trained:
         lora.save_adapter(model, Path(trained))
+        carry_below(adapter, Path(trained))
         found = FoundModel(
             base=spec.source,
-            adapters=(*below, Path(trained)),
+            adapters=stack_of(Path(trained)),
             tokenizer="",
             model_keys={key: getattr(spec, key) for key in keys},
         )

@@ -34,6 +34,7 @@ from surogate.models.inference import generate_ids
 from surogate.models.load import load_model
 from surogate.models.merge import MergeReport, merge_trained
 from surogate.models.source import ModelSource
+from surogate.models.stacks import carry_below, locate_adapter
 from surogate.modes.master_weights import MasterWeights
 from surogate.modes.optimizers import build_optimizer
 from surogate.modes.schedules import learning_rate_factor
@@ -139,7 +140,7 @@ class CausalLMModule(pl.LightningModule):
                 "they do not belong together."
             )
         if tokenizer is not None and self.lora_spec.adapter_path is not None:
-            lora.check_tokenizer(self.lora_spec.adapter_path, tokenizer)
+            lora.check_tokenizer(locate_adapter(self.lora_spec.adapter_path), tokenizer)
         self._check_positions()
         packed = getattr(getattr(self.trainer, "datamodule", None), "sample_packing", True)
         isolation.choose(self.model, self.model_spec.attn_implementation, self.device, packed=packed)
@@ -321,8 +322,9 @@ class CausalLMModule(pl.LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad or "lora_" in name}
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the trained adapter in PEFT's format."""
+        """Write the trained adapter in PEFT's format, with those below it."""
         lora.save_adapter(self.model, folder)
+        carry_below(self.lora_spec, folder)
 
     def save_model(self, folder: Path, tokenizer: Any) -> None:
         """Write the trained model and its tokenizer as a complete folder; only where there is no adapter."""

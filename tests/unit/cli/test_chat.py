@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -56,6 +57,7 @@ def shelf(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_adapter(base, folder / "norms", 3, modules_to_save=["norm"], target_modules=["v_proj"], use_rslora=True)
     for name, changes in {"stacked": {}, "stacked_dora": {"use_dora": True}}.items():
         make_adapter(base, folder / name / "adapter", 4, on=(folder / "plain",), **changes)
+        shutil.copytree(folder / "plain", folder / name / "adapter/stacked_on")
         keys = f"model: {base}\nadapter_path: {folder / 'plain'}\nsystem: w7 w8\n"
         (folder / name / "surogate.yaml").write_text(f"# What `surogate sft` was asked for\n{keys}")
     make_adapter(base, folder / "head", 5, target_modules=["q_proj", "lm_head"])
@@ -238,3 +240,11 @@ def test_chat_prints_its_answers(base: Path, monkeypatch: pytest.MonkeyPatch, ca
     streamed = capsys.readouterr().out.strip()
     assert generate.main([str(base), "--prompt", "w1", "--max_new_tokens", "12"]) == 0
     assert streamed == capsys.readouterr().out.strip() != ""
+
+
+def test_a_misspelt_command_is_not_sent_to_the_model(shelf, base, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/help\n/exit\n"))
+    assert chat.main([str(base)]) == 0
+    shown = capsys.readouterr()
+    assert "/help is no command: there are /adapter, /reset and /exit" in shown.err
+    assert not shown.out.strip()

@@ -148,17 +148,16 @@ def test_generate_takes_an_adapter_with_or_without_a_name(model_dir, run_dir, ad
 
 
 def test_an_adapter_that_the_run_merged_into_its_base_lies_below_its_own(run_dir, adapter_dir, model_dir):
-    keys = run_dir / "surogate.yaml"
-    keys.write_text(keys.read_text() + f"adapter_path: {adapter_dir}\n")
+    below = run_dir / "adapter/stacked_on"
+    shutil.copytree(adapter_dir, below)
     found = find_model(str(run_dir))
-    assert found.adapters == (adapter_dir, run_dir / "adapter")
+    assert found.adapters == (below, run_dir / "adapter")
+    assert find_model(str(model_dir), str(run_dir / "adapter")).adapters == found.adapters
     assert find_model(str(model_dir), str(run_dir)).adapters == found.adapters
     assert find_model(str(run_dir), str(adapter_dir)).adapters == (adapter_dir,)  # which knows nothing of the merge
     base = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model_dir), adapter_dir).merge_and_unload()
     expected = PeftModel.from_pretrained(base, run_dir / "adapter")
     assert torch.allclose(logits(load_for_inference(found)), logits(expected), atol=1e-4)
-    keys.write_text(keys.read_text() + "adapter_init_mode: trainable\n")
-    assert find_model(str(run_dir)).adapters == (run_dir / "adapter",)
 
 
 def test_the_tokenizer_beside_an_adapter_is_preferred(run_dir, model_dir):

@@ -38,6 +38,7 @@ CONTRADICTIONS = [
     ("template: none.jinja", "there is no file 'none.jinja'"),
     ("resume_from_checkpoint: gone", "there is no 'gone'"),
     ("adapter_path: ./gone", "adapter_path: './gone' does not exist"),
+    ("adapter_path: .", "adapter_path: . holds no adapter_config.json"),
     ("validation_datasets: [{path: gone.jsonl}]", "validation_datasets[0].path: 'gone.jsonl' does not exist"),
 ]
 

@@ -63,7 +63,7 @@ def report(smollm2: Any) -> Report:
     ids = smollm2(f"<|im_start|>{HOSTILE}<|im_end|>")["input_ids"]
     store = RowStore.build([TokenRow(np.array(ids, dtype=np.int32), np.arange(len(ids)) > 3)] * 3)
     store.info.update(type="conversation", num_rendered=3, too_long=0, lost_tokens=0, bad=0)
-    summary = {"train": [{"name": HOSTILE, "epochs_per_epoch": 1.0}], "packs_per_step": 2}
+    summary = {"train": [{"name": HOSTILE, "passes_per_epoch": 1.0}], "packs_per_step": 2}
     data: Any = SimpleNamespace(
         train_stores={HOSTILE: store},
         validation_stores={},
