@@ -6,6 +6,7 @@ The one idea: a terminal gets one bar that stays in place; a log file gets one p
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from typing_extensions import override
 
 from surogate.callbacks.window import StepSummary, WindowCallback, perplexity, validation_metrics
+
+SECONDS_OF_SILENCE = 10.0
+"""After which a long validation says how far it is."""
 
 
 class ProgressLine(WindowCallback):
@@ -29,6 +33,7 @@ class ProgressLine(WindowCallback):
         self._steps_seen = 0
         self._seconds_seen = 0.0
         self._before_training: dict[str, float] = {}
+        self._last_word = 0.0
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -57,6 +62,28 @@ class ProgressLine(WindowCallback):
         else:
             total = f"/{self._num_steps}" if self._num_steps is not None else ""
             self._print(f"step {step}{total}  {line}")
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._last_word = time.monotonic()
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not trainer.is_global_zero or time.monotonic() - self._last_word < SECONDS_OF_SILENCE:
+            return
+        self._last_word = time.monotonic()
+        totals = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        done = int(sum(totals[:dataloader_idx])) + batch_idx + 1
+        self._print(f"validating: {done:,} of {int(sum(totals)):,} batches")
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

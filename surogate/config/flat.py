@@ -136,7 +136,8 @@ class OptimisationKeys:
     learning_rate: PositiveFloat = 2e-4
     """Highest learning rate of the schedule."""
     optimizer: Literal["adamw_8bit", "adamw"] = "adamw_8bit"
-    """adamw_8bit becomes adamw, and says so, where bitsandbytes has no kernel."""
+    """adamw_8bit keeps its state in 8 bits, on a CPU too; where bitsandbytes cannot be used it becomes adamw, and says
+    so."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     """Shape of the learning rate after warm-up; wsd stays constant, then decays over cooldown_steps."""
     warmup_ratio: ClosedUnitInterval = 0.0

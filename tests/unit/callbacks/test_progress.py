@@ -112,3 +112,16 @@ def test_a_validation_before_training_stands_beside_the_later_ones() -> None:
 )
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_long_validation_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 11.0, 11.0, 12.0])
+    monkeypatch.setattr("surogate.callbacks.progress.time.monotonic", lambda: next(clock))
+    state: Any = trainer(num_val_batches=[3, 2000])
+    line = ProgressLine()
+    line.on_validation_start(state, None)  # type: ignore[arg-type]
+    for batch_idx, loader in ((2, 0), (6, 1), (7, 1)):
+        line.on_validation_batch_end(state, None, None, None, batch_idx, loader)  # type: ignore[arg-type]
+    assert capsys.readouterr().err.splitlines() == ["validating: 10 of 2,003 batches"]
