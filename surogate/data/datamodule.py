@@ -156,6 +156,8 @@ class StepDataModule(pl.LightningDataModule):
                 _say("%s: %d rows held out for validation", name, rows.sum())
         for (name, _), store in zip(named(self._validation_datasets), validation, strict=True):
             self.validation_stores[name] = store
+        if self._validation_split_ratio and not self.validation_stores:
+            _say("there are too few rows to hold any out for validation, so nothing is validated")
         self._walk = self._walk_over(self.train_stores, _weights(self._datasets))
 
     def train_dataloader(self) -> StepBatchLoader:

@@ -226,7 +226,8 @@ def _check(name: str, store: RowStore, max_bad_row_fraction: float) -> None:
         raise DataError(
             f"{name}: {info['bad']} of {info['num_rendered']} rows supervise no token, the first is "
             f"{info['first_bad']}; max_bad_row_fraction allows a share of {max_bad_row_fraction:g}. A row needs an "
-            "assistant's answer within max_length: check the columns and roles, or raise max_bad_row_fraction."
+            "assistant's answer to a prompt, within max_length: check the columns and roles, or raise "
+            "max_bad_row_fraction."
         )
     if not len(store):
         raise DataError(f"{name}: no row is left. {describe(name, store)}.")
