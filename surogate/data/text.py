@@ -85,7 +85,9 @@ class TextTokenizer:
                 f"the tokenizer of '{tokenizer.name_or_path}' has no eos_token, which must end every document; "
                 "set eos_token in its tokenizer_config.json"
             )
-        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_padding()  # a state that calls leave behind
+        self._backend.no_truncation()
         self.eos = np.array([tokenizer.eos_token_id], dtype=np.int32)
         self.bos = np.array([tokenizer.bos_token_id] if adds_bos(tokenizer) else [], dtype=np.int32)
         first, second = "a line\n", "another"
@@ -133,15 +135,8 @@ class TextTokenizer:
         return second[:skipped] == self._context_ids and together == first + second[skipped:]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        encoded = self._tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        # Without offsets, which nothing here needs: two thirds of the time of the tokenizer's own call.
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 class RowCutter:
