@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     if not options.output and not run.surogate_yaml.exists():
         raise ConfigError(f"{options.location} is not the folder of a run. Say where the model goes with --output DIR.")
     folder = Path(options.output) if options.output else run.model_dir
-    check_target(folder, options.force)  # before anything is loaded
+    check_target(found, folder, options.force)  # before anything is loaded
     tokenizer = load_tokenizer(found.tokenizer, found.trust_remote_code)
     print(merge(found, options.dtype, folder, tokenizer, force=options.force))
     return 0

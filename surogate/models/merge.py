@@ -109,9 +109,7 @@ def merge(found: FoundModel, dtype: str | None, folder: Path, tokenizer: Any, *,
         ModelError: there is nothing to merge, the folder is taken, an adapter does not fit its base, or the merged
             model is not what base + adapter is. Nothing is written then.
     """
-    check_target(folder, force)
-    if not found.adapters:
-        raise ModelError(f"{found.base} has no adapter, so there is nothing to merge.")
+    check_target(found, folder, force)
     spec = ModelSpec(source=found.base, dtype="float32" if dtype == "float32" else None, **found.model_keys)
     model: Any = load_model(spec, _AS_STORED)
     held = _plain_dtype(model, found.base)
@@ -178,12 +176,24 @@ def merge_trained(model: Any, spec: ModelSpec, adapter: LoraSpec, folder: Path, 
         return merge(found, None, folder, tokenizer, force=True)
 
 
-def check_target(folder: Path, force: bool = False) -> None:
-    """Refuse to replace a folder that is not an earlier merge.
+def check_target(found: FoundModel, folder: Path, force: bool = False) -> None:
+    """Refuse to merge nothing, and to replace what is not an earlier merge.
+
+    Args:
+        found: what is merged; it may not lie in the folder, however much force is used.
+        folder: where the merged model goes.
+        force: replace any other folder.
 
     Raises:
         ModelError: saying what to do.
     """
+    if not found.adapters:
+        raise ModelError(f"{found.base} has no adapter, so there is nothing to merge.")
+    target = folder.resolve()
+    for part in (found.base, *found.adapters):
+        path = Path(part).resolve()
+        if target == path or target in path.parents:
+            raise ModelError(f"{folder} holds {part}, which is merged here. Choose another --output.")
     if folder.is_dir() and (force or (folder / MERGE_RECORD).exists() or not any(folder.iterdir())):
         return
     if folder.exists():

@@ -90,6 +90,14 @@ def test_force_replaces_a_folder(run: Path, tmp_path: Path) -> None:
     assert not (taken / "thesis.txt").exists() and (taken / "config.json").exists()
 
 
+@pytest.mark.parametrize("part", ["base", "run", "adapter"])
+def test_no_force_replaces_what_is_merged(base: Path, run: Path, part: str) -> None:
+    target = {"base": base, "run": run, "adapter": run / "adapter"}[part]
+    with pytest.raises(ModelError, match="which is merged here"):
+        main([str(run), "--output", str(target), "--force"])
+    assert (base / "config.json").exists() and (run / "adapter/adapter_config.json").exists()
+
+
 def test_help_answers_without_torch_and_shows_an_example() -> None:
     code = (
         "import sys\nfrom surogate.cli.merge import main\n"
