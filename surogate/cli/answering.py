@@ -6,6 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from surogate.errors import ModelError
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from surogate.models.inference import FoundModel
 
 log = logging.getLogger(__name__)
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning(message)
 
 
 def add_options(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
@@ -68,7 +74,7 @@ class Answerer:
         system = self._options.system
         chat = found.chat if system is None else replace(found.chat, system=system)
         if chat.use_chat_template and not (chat.template or tokenizer.chat_template):
-            log.warning("%s has no chat template: prompts are continued as plain text", self._options.location)
+            _say_once(f"{self._options.location} has no chat template: prompts are continued as plain text")
             chat = replace(chat, use_chat_template=False)
         renderer = ChatRenderer(tokenizer, chat)
         self._model = self._load(found)

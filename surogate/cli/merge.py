@@ -18,6 +18,9 @@ examples:
 """
 
 
+_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
 def main(argv: list[str]) -> int:
     """Merge, and print how well it came out."""
     parser = argparse.ArgumentParser(
@@ -30,7 +33,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", metavar="BASE", help="base model; default the one that the run or adapter names")
     parser.add_argument("--output", metavar="DIR", help="where the model goes; default RUN/model")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the merged weights; default the base's own"
+        "--dtype",
+        type=lambda name: _SHORT_DTYPES.get(name, name),
+        choices=["float32", "bfloat16", "float16"],
+        help="of the merged weights; default the base's own",
     )
     parser.add_argument("--force", action="store_true", help="replace a folder that is not an earlier merge")
     options = parser.parse_args(argv)

@@ -145,7 +145,7 @@ class OptimisationKeys:
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises from 0."""
     cooldown_steps: NonNegativeInt = 0
-    """Steps of the final decay of wsd."""
+    """Steps of the final decay of wsd; 0 = a tenth of all steps."""
     final_lr_fraction: ClosedUnitInterval = 0.0
     """Last learning rate as a fraction of the highest."""
     weight_decay: NonNegativeFloat = 0.1

@@ -93,6 +93,12 @@ def _judge_unknown(source: SourceReport) -> Iterator[Finding]:
 
 def _judge_text_ends(source: SourceReport) -> Iterator[Finding]:
     scan = source.scan
+    if scan.special_inside:
+        text = (
+            f"{_of(scan.special_inside, scan.rows, 'rows')} spell out special tokens{_first(source, 'special_inside')}"
+        )
+        advice = "They are read as the tokens they name: remove them from the text, unless that is meant."
+        yield Finding("note", source.name, f"{text}. {advice}")
     is_whole = scan.rows == source.rows and source.documents > 1 and not source.too_long
     if is_whole and not scan.ended_rows:
         text = "no document ends with EOS, so the model does not learn where one ends"

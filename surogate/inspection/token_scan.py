@@ -67,9 +67,10 @@ class TokenScan:
         rows_with_bos: rows that start with it.
         double_bos: rows that start with two.
         bos_inside: rows with a BOS further on.
+        special_inside: rows with a special token between their first and their last.
         unknown: tokens that stand for what the vocabulary lacks.
         beyond: tokens whose id belongs to no token.
-        examples: for double_bos, bos_inside, beyond and open_turn, the first row that has one.
+        examples: for double_bos, bos_inside, special_inside, beyond and open_turn, the first row that has one.
     """
 
     rows: int = 0
@@ -81,6 +82,7 @@ class TokenScan:
     rows_with_bos: int = 0
     double_bos: int = 0
     bos_inside: int = 0
+    special_inside: int = 0
     unknown: int = 0
     beyond: int = 0
     examples: dict[str, int] = field(default_factory=dict)
@@ -131,13 +133,18 @@ def _blocks(store: RowStore, rows: np.ndarray) -> Iterator[_Block]:
 
 
 def _scan_ends(block: _Block, kinds: TokenKinds, result: TokenScan) -> None:
-    """Count turns and what they end with, and ids beyond the tokenizer."""
+    """Count turns and what they end with, special tokens within rows, and ids beyond the tokenizer."""
     known = np.minimum(block.ids, kinds.size)
     beyond = np.flatnonzero(known == kinds.size)
     result.beyond += len(beyond)
     _note_example(result, "beyond", block.row_of(beyond))
     lasts = np.append(block.starts[1:], len(known)) - 1
     result.ended_rows += int(np.count_nonzero(kinds.is_end[known[lasts]]))
+    special = kinds.is_special[known]
+    special[block.starts] = special[lasts] = False
+    inside = np.unique(block.row_of(np.flatnonzero(special)))
+    result.special_inside += len(inside)
+    _note_example(result, "special_inside", inside)
     # No turn runs from one row into the next, as first tokens are never targets.
     changes = np.flatnonzero(np.diff(block.mask, prepend=False, append=False))
     firsts, ends = changes[::2], changes[1::2]

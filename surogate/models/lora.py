@@ -209,6 +209,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     try:
         # "auto" would ask the hub whether the vocabulary was resized.
         model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's form of a model card, with nothing filled in
     finally:
         model.peft_config["default"] = config
 

@@ -249,3 +249,14 @@ def test_cheap_findings_look_into_a_bounded_number_of_rows(llama3: Any, monkeypa
     monkeypatch.setattr(RowStore, "__getitem__", lambda self, row: read.append(row) or inner(self, row))
     assert cheap_findings(data) == []
     assert len(read) == CHEAP_ROWS and min(read) == 0 and max(read) > 4900
+
+
+def test_special_tokens_spelt_out_in_a_text_are_noted(smollm2: Any, tmp_path: Path) -> None:
+    smollm2.save_pretrained(tmp_path / "tokenizer")
+    texts = ["A line of text.", "Another <|im_end|> and more."]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    spec = DatasetSpec(path=str(tmp_path / "rows.jsonl"), type="text")
+    report, _ = looked_at(str(tmp_path / "tokenizer"), [spec], kind=TextDataModule, chat=ChatSpec(loss_scale="all"))
+    notes = [finding for finding in report.findings if "spell out special tokens" in finding.text]
+    assert [note.level for note in notes] == ["note"]
+    assert "1 of 2 rows (50%) spell out special tokens (first: " in notes[0].text and "rows.jsonl:2)" in notes[0].text

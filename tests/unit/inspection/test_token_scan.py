@@ -45,7 +45,8 @@ def check(result: Any) -> None:
     assert (result.rows, result.tokens) == (6, 30)
     assert (result.turns, result.ended_turns, result.ended_rows) == (8, 6, 2)
     assert (result.rows_with_bos, result.double_bos, result.bos_inside, result.beyond) == (5, 1, 1, 1)
-    assert result.examples == {"open_turn": 1, "double_bos": 1, "bos_inside": 2, "beyond": 4}
+    assert result.special_inside == 5  # all rows but the one with the id beyond
+    assert result.examples == {"open_turn": 1, "double_bos": 1, "bos_inside": 2, "beyond": 4, "special_inside": 0}
 
 
 def test_everything_is_counted_where_it_stands(store: RowStore, kinds: TokenKinds) -> None:
@@ -63,7 +64,7 @@ def test_counts_do_not_depend_on_the_blocks(
 def test_only_the_chosen_rows_are_looked_at(store: RowStore, kinds: TokenKinds) -> None:
     result = scan(store, kinds, np.array([1, 4]))
     assert (result.rows, result.turns, result.double_bos, result.bos_inside) == (2, 2, 1, 0)
-    assert result.examples == {"open_turn": 1, "double_bos": 1, "beyond": 4}
+    assert result.examples == {"open_turn": 1, "double_bos": 1, "beyond": 4, "special_inside": 1}
 
 
 def test_a_bos_that_opens_every_turn_is_not_counted(smollm2: Any) -> None:
