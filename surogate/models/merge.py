@@ -190,9 +190,8 @@ def check_target(found: FoundModel, folder: Path, force: bool = False) -> None:
     if not found.adapters:
         raise ModelError(f"{found.base} has no adapter, so there is nothing to merge.")
     target = folder.resolve()
-    for part in (found.base, *found.adapters):
-        path = Path(part).resolve()
-        if target == path or target in path.parents:
+    for part in (Path(found.base), *found.adapters):
+        if target in (part.resolve(), *part.resolve().parents):
             raise ModelError(f"{folder} holds {part}, which is merged here. Choose another --output.")
     if folder.is_dir() and (force or (folder / MERGE_RECORD).exists() or not any(folder.iterdir())):
         return
