@@ -172,7 +172,7 @@ def _attend_in_steps(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sh
         scores = torch.tanh(scores / shape.softcap) * shape.softcap
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     if shape.sinks is not None:
-        sinks = shape.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(-1, -1, scores.shape[2], 1)
+        sinks = shape.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(len(scores), -1, scores.shape[2], 1)
         scores = torch.cat([scores, sinks], dim=-1)
     weights = scores.float().softmax(-1)[..., : key.shape[2]].to(query.dtype)
     return F.dropout(weights, shape.dropout) @ value
