@@ -279,7 +279,10 @@ def draft_folder(target: Path) -> Iterator[Path]:
 
 def replace_folder(new: Path, target: Path) -> None:
     """Put a folder, once it is on the disk, under a name that may be taken; the old content stays until then."""
+    readable = new.stat().st_mode & 0o666
     for path in (new, *new.rglob("*")):
+        if path.is_file():
+            path.chmod(readable)  # safetensors writes files that nobody but their owner may read
         _flush(path)
     old = target.with_name(f"{target.name}.old.tmp")
     shutil.rmtree(old, ignore_errors=True)

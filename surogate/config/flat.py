@@ -99,7 +99,7 @@ class AdapterKeys:
     lora: bool = True
     """Train an adapter on the frozen base; false trains the model's own weights."""
     freeze_modules: list[str] = field(default_factory=list)
-    """Modules that stay as they are with lora: false, such as `[embed_tokens, lm_head, layers.0]`."""
+    """Modules that stay as they are with lora: false, such as `[embeddings, lm_head, layers.0]`."""
     lora_rank: PositiveInt = 16
     """Rank of the two matrices of each adapted layer."""
     lora_alpha: PositiveFloat = 32.0

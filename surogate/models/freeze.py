@@ -22,17 +22,14 @@ def freeze_(model: Any, names: Sequence[str]) -> None:
 
     Args:
         model: a transformers model; changed in place.
-        names: of modules, whole (`model.layers.0.mlp`) or their ends (`embed_tokens`, `layers.0`).
+        names: of modules, whole (`model.layers.0.mlp`) or their ends (`embed_tokens`, `layers.0`); `embeddings` and
+            `lm_head` also mean what the model's family calls otherwise.
 
     Raises:
         ModelError: a name matches no module with weights, or nothing is left to train.
     """
     for name in names:
-        found = [
-            module
-            for path, module in model.named_modules()
-            if (path == name or path.endswith(f".{name}")) and any(True for _ in module.parameters())
-        ]
+        found = _modules_called(model, name)
         if not found:
             raise ModelError(f"freeze_modules: the model has no module named {name}. It has: {_outline(model)}.")
         for module in found:
@@ -40,6 +37,15 @@ def freeze_(model: Any, names: Sequence[str]) -> None:
         _say_what_is_tied(model, name, found)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(f"freeze_modules: [{', '.join(names)}] leaves nothing to train.")
+
+
+def _modules_called(model: Any, name: str) -> list[nn.Module]:
+    named = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
+    if not named and name == "embeddings":
+        named = [model.get_input_embeddings()]
+    if not named and name == "lm_head":
+        named = [model.get_output_embeddings()]
+    return [module for module in named if any(True for _ in module.parameters())]
 
 
 def _say_what_is_tied(model: nn.Module, name: str, frozen: Sequence[nn.Module]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from surogate.errors import CheckpointError
-from surogate.run_folder import CheckpointStore, RunFolder, check_same_run, damage, replace_folder
+from surogate.run_folder import CheckpointStore, RunFolder, check_same_run, damage, draft_folder, replace_folder
 
 
 def save(store: CheckpointStore, step: int, content: bytes = b"weights", **facts: object) -> Path:
@@ -202,3 +202,9 @@ def test_a_run_set_aside_keeps_every_byte(tmp_path: Path) -> None:
 
 def contents(folder: Path) -> list[bytes]:
     return sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_result_is_readable_by_whom_the_umask_lets(tmp_path):
+    with draft_folder(tmp_path / "model") as draft:
+        (draft / "weights").touch(mode=0o600)
+    assert (tmp_path / "model/weights").stat().st_mode & 0o777 == (tmp_path / "model").stat().st_mode & 0o666

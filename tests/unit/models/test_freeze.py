@@ -55,8 +55,14 @@ def test_untied_weights_freeze_apart_and_nothing_is_said(caplog):
 
 
 def test_a_name_that_matches_nothing_is_told_what_there_is():
-    with pytest.raises(ModelError, match=r"no module named embeddings\. It has: .*model\.embed_tokens.*q_proj"):
-        freeze_(model(), ["embeddings"])
+    with pytest.raises(ModelError, match=r"no module named embeding\. It has: .*model\.embed_tokens.*q_proj"):
+        freeze_(model(), ["embeding"])
+
+
+def test_the_embeddings_are_found_whatever_their_family_calls_them():
+    net = model(tie_word_embeddings=False)
+    freeze_(net, ["embeddings"])
+    assert frozen(net) == {"model.embed_tokens.weight"}
 
 
 def test_freezing_everything_is_refused():
