@@ -303,6 +303,7 @@ def test_preparing_and_setting_up_twice_changes_nothing(
     data = a_module(tokenizer, [write_rows("a", range(20))])
     stores = dict(data.train_stores)
     caplog.set_level(logging.INFO, logger="surogate")
+    caplog.clear()
     data.prepare_data()
     data.setup("validate")
     assert data.train_stores == stores and not caplog.messages
