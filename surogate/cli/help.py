@@ -59,8 +59,8 @@ examples:
   surogate sft cfg.yaml --learning_rate 1e-4
   surogate chat output
 
-`surogate VERB --help` explains a verb. Exit codes: 0 done, 2 configuration, 3 data, 4 model, 5 checkpoint,
-6 hardware, 130 interrupted.
+`surogate VERB --help` explains a verb. Exit codes: 0 done, 1 problems that inspect found, 2 configuration,
+3 data, 4 model, 5 checkpoint, 6 hardware, 130 interrupted.
 """
 
 _SFT = """\

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from surogate.config.flat import SCHEMAS, TrainConfig
 from surogate.config.lower import to_environment, to_lightning
 from surogate.config.parts import BatchSpec, ChatSpec, DatasetSpec
-from surogate.config.read import read_config
+from surogate.config.read import likely_verb, read_config
 from surogate.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ EXAMPLES = """\
 examples:
   surogate inspect cfg.yaml
   surogate inspect cfg.yaml --sequence_len 2048 --samples 10
-  surogate inspect pretraining.yaml --mode pt --output data.html"""
+  surogate inspect pretraining.yaml --output data.html"""
 
 _STYLES = {"problem": "bold red", "warning": "yellow", "note": "dim"}
 _SIGNS = {"problem": "✗", "warning": "!", "note": "·"}
@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         raise ConfigError("Name the configuration first: surogate inspect cfg.yaml [--key value ...]")
     options, overrides = _parser().parse_known_args(argv)
-    config = read_config(options.mode, options.config, overrides).config
+    mode = options.mode or likely_verb(options.config)
+    config = read_config(mode, options.config, overrides).config
     os.environ.update(to_environment(config))
     from rich.console import Console
 
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     show(console, report)
     path = Path(options.output or Path(config.output_dir) / PAGE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(report, f"{options.config}, {options.mode}, {config.model}"), encoding="utf-8")
+    path.write_text(page(report, f"{options.config}, {mode}, {config.model}"), encoding="utf-8")
     console.print(f"\nThe same as a page: {path}", markup=False, soft_wrap=True)
     return 1 if report.has_problems else 0
 
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CFG.YAML", help="flat configuration of the run")
-    parser.add_argument("--mode", choices=sorted(SCHEMAS), default="sft", help="its verb; default %(default)s")
+    parser.add_argument("--mode", choices=sorted(SCHEMAS), help="its verb; default pt where all data is text, else sft")
     parser.add_argument("--samples", type=_not_negative, default=3, help="rows to show of each source; default 3")
     parser.add_argument("--output", metavar="PAGE.HTML", help=f"default OUTPUT_DIR/{PAGE}")
     return parser

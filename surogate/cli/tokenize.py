@@ -6,7 +6,7 @@ import argparse
 import os
 
 from surogate.config.lower import to_environment, to_lightning
-from surogate.config.read import read_config
+from surogate.config.read import likely_verb, read_config
 
 _EXAMPLES = """\
 Training then starts at once, on every rank. Without it the first start of a training verb does the same work, and all
@@ -14,7 +14,7 @@ ranks wait. Text is tokenised alike for both verbs; --mode matters for conversat
 
 examples:
   surogate tokenize cfg.yaml
-  surogate tokenize cfg.yaml --mode pt --sequence_len 2048
+  surogate tokenize cfg.yaml --sequence_len 2048
   SUROGATE_CACHE=/scratch/cache surogate tokenize cfg.yaml
 """
 
@@ -30,9 +30,10 @@ def main(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CFG.YAML", help="the configuration of a training verb")
-    parser.add_argument("--mode", choices=["sft", "pt"], default="sft", help="the verb that it is for; default sft")
+    parser.add_argument("--mode", choices=["sft", "pt"], help="its verb; default pt where all data is text, else sft")
     options, overrides = parser.parse_known_args(argv)
-    config = read_config(options.mode, options.config, overrides).config
+    mode = options.mode or likely_verb(options.config)
+    config = read_config(mode, options.config, overrides).config
 
     os.environ.update(to_environment(config))
     data = to_lightning(config)["data"]["init_args"]
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
         data["tokenizer"],
         ChatSpec(**data["chat"]),
         data["batch"]["sequence_len"],
-        prefers_text=options.mode == "pt",
+        prefers_text=mode == "pt",
         trust_remote_code=data["trust_remote_code"],
     )
     cache = TokenCache()

@@ -70,6 +70,20 @@ def read_config(mode: str, path: str | Path, overrides: list[str] | None = None)
     return Resolved(config, values, {name: reader.where(reader.typed[name]) for name in values})
 
 
+def likely_verb(path: str | Path) -> str:
+    """Return the training verb that a configuration is for, where nobody says it.
+
+    That is pt where the model starts from random weights, or all data is named as text; else sft.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    values = read_yaml(path).values
+    entries = _as_list(values.get("datasets"))
+    types = [entry.get("type") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return "pt" if values.get("from_scratch") is True or (types and set(types) == {"text"}) else "sft"
+
+
 def _placeholder(key: Key) -> Any:
     if key.default is not REQUIRED:
         return key.default

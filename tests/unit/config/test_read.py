@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from surogate.config.parts import DatasetSpec
-from surogate.config.read import read_config
+from surogate.config.read import likely_verb, read_config
 from surogate.errors import ConfigError
 
 
@@ -215,3 +215,20 @@ def test_an_override_that_leads_nowhere_is_told(problems, overrides, sentence):
 
 def test_the_hub_token_does_not_show_when_the_configuration_is_printed(read):
     assert "hf_secret" not in repr(read("hub_token: hf_secret\n").config)
+
+
+@pytest.mark.parametrize(
+    ("lines", "verb"),
+    [
+        ("datasets: [{path: a, type: text}]", "pt"),
+        ("datasets: {path: a, type: text}", "pt"),
+        ("from_scratch: true", "pt"),
+        ("datasets: [{path: a, type: text}, {path: b}]", "sft"),
+        ("datasets: [{path: a}]", "sft"),
+        ("datasets: a", "sft"),
+        ("", "sft"),
+    ],
+)
+def test_the_verb_is_guessed_from_what_only_pretraining_has(tmp_path, lines, verb):
+    (tmp_path / "cfg.yaml").write_text(lines + "\n")
+    assert likely_verb(tmp_path / "cfg.yaml") == verb
