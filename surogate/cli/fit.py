@@ -27,6 +27,8 @@ from surogate.config.yaml_file import read_yaml
 from surogate.data.datamodule import StepDataModule
 from surogate.errors import CheckpointError, ConfigError, DataError, HardwareError
 from surogate.inspection.measures import cheap_findings
+from surogate.models.skeleton import check_module_names
+from surogate.modes import CausalLMModule
 from surogate.run_folder import TRAINER_STATE
 
 log = logging.getLogger(__name__)
@@ -136,6 +138,8 @@ class SurogateCLI(LightningCLI):
                 log.info("Continuing the run in %s from %s.", folder, Path(ckpt_path).parent.name)
         elif ckpt_path is not None:
             ckpt_path = _state_file(ckpt_path)
+        if isinstance(model, CausalLMModule):
+            check_module_names(model.model_spec, model.lora_spec)  # a misspelt name need not wait for the data
         _look_at_data(datamodule)
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)

@@ -29,9 +29,7 @@ def freeze_(model: Any, names: Sequence[str]) -> None:
         ModelError: a name matches no module with weights, or nothing is left to train.
     """
     for name in names:
-        found = _modules_called(model, name)
-        if not found:
-            raise ModelError(f"freeze_modules: the model has no module named {name}. It has: {_outline(model)}.")
+        found = modules_called(model, name)
         for module in found:
             module.requires_grad_(False)
         _say_what_is_tied(model, name, found)
@@ -39,13 +37,21 @@ def freeze_(model: Any, names: Sequence[str]) -> None:
         raise ModelError(f"freeze_modules: [{', '.join(names)}] leaves nothing to train.")
 
 
-def _modules_called(model: Any, name: str) -> list[nn.Module]:
+def modules_called(model: Any, name: str) -> list[nn.Module]:
+    """Find the modules that an entry of freeze_modules means.
+
+    Raises:
+        ModelError: there is none.
+    """
     named = [module for path, module in model.named_modules() if path == name or path.endswith(f".{name}")]
     if not named and name == "embeddings":
         named = [model.get_input_embeddings()]
     if not named and name == "lm_head":
         named = [model.get_output_embeddings()]
-    return [module for module in named if any(True for _ in module.parameters())]
+    found = [module for module in named if any(True for _ in module.parameters())]
+    if not found:
+        raise ModelError(f"freeze_modules: the model has no module named {name}. It has: {_outline(model)}.")
+    return found
 
 
 def _say_what_is_tied(model: nn.Module, name: str, frozen: Sequence[nn.Module]) -> None:

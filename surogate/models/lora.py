@@ -69,7 +69,7 @@ def inject(model: nn.Module, spec: LoraSpec, base_location: str) -> nn.Module:
         use_rslora=spec.use_rslora,
         use_dora=spec.use_dora,
         init_lora_weights=spec.init_lora_weights,  # type: ignore[arg-type]
-        modules_to_save=_checked_modules_to_save(model, spec.modules_to_save) or None,
+        modules_to_save=checked_modules_to_save(model, spec.modules_to_save) or None,
     )
     try:
         with _quiet_about_tied_weights():
@@ -363,7 +363,12 @@ def _cast_adapter_(model: nn.Module, spec: LoraSpec) -> nn.Module:
     return model
 
 
-def _checked_modules_to_save(model: nn.Module, names: list[str]) -> list[str]:
+def checked_modules_to_save(model: nn.Module, names: list[str]) -> list[str]:
+    """Return the names of modules_to_save.
+
+    Raises:
+        ModelError: the model has no such module, or its weights cannot be trained whole.
+    """
     known = {name for name, _ in model.named_modules()}
     if names and any(parameter.dtype == torch.float16 for parameter in model.parameters()):
         raise ModelError(
