@@ -17,7 +17,8 @@ from typing_extensions import override
 from surogate.cli.answering import Answerer
 from surogate.errors import ConfigError, ModelError, SurogateError
 from surogate.locations import resolve
-from surogate.models.inference import find_model, holds_adapter
+from surogate.models.inference import find_model
+from surogate.models.stacks import adapter_in
 
 if TYPE_CHECKING:
     from surogate.models.inference import FoundModel
@@ -64,10 +65,10 @@ def _folders(argument: str) -> list[tuple[str, str]]:
     if not equals or not re.fullmatch(r"[\w.-]+", name) or Path(argument).exists():
         name, location = "", argument
     folder = Path(resolve(location, error=ModelError))
-    if holds_adapter(folder):
+    if adapter_in(folder):
         return [(name or name_of(folder), str(folder))]
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    inside = [path for path in entries if path.is_dir() and holds_adapter(path)]
+    inside = [path for path in entries if path.is_dir() and adapter_in(path)]
     if not inside:
         raise ModelError(
             f"--adapter: {folder} is no adapter folder: it holds no adapter_config.json, nor a finished run"
@@ -101,7 +102,7 @@ class SwappingAnswerer(Answerer):
         first = next(iter(self.offers), None)
         self.active = first or BASE
         path = Path(resolve(options.location, error=ModelError))
-        if holds_adapter(path):
+        if adapter_in(path):
             own = name_of(path)
             self.offers.setdefault(own, options.location)
             self.active = first or own

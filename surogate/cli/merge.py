@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from surogate.config.parts import SHORT_DTYPES
 from surogate.errors import ConfigError, ModelError
 
 _EXAMPLES = """\
@@ -16,9 +17,6 @@ examples:
   surogate merge output --dtype float32
   surogate merge my-adapter --model Qwen/Qwen3-0.6B --output merged
 """
-
-
-_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="where the model goes; default RUN/model")
     parser.add_argument(
         "--dtype",
-        type=lambda name: _SHORT_DTYPES.get(name, name),
+        type=lambda name: SHORT_DTYPES.get(name, name),
         choices=["float32", "bfloat16", "float16"],
         help="of the merged weights; default the base's own",
     )

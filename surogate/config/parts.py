@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Short spellings of dtypes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from surogate.config.flat import SCHEMAS, TrainConfig
 from surogate.config.keys import REQUIRED, Key, accepts_null, choices, expected, keys_of, nearest
 from surogate.config.not_yet import ALIASES, NOT_YET, SYNONYMS, not_yet, value_not_yet
 from surogate.config.overrides import parse_overrides, set_nested
+from surogate.config.parts import SHORT_DTYPES
 from surogate.config.yaml_file import KeyPath, YamlFile, parse_yaml, read_yaml
 from surogate.errors import ConfigError
 
@@ -255,8 +256,7 @@ def _as_spelt(word: str, allowed: tuple[str, ...]) -> str:
     return next((spelling for spelling in spellings if spelling in allowed), word)
 
 
-_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_DTYPES = _SHORT_DTYPES | {long: short for short, long in _SHORT_DTYPES.items()}
+_DTYPES = SHORT_DTYPES | {long: short for short, long in SHORT_DTYPES.items()}
 
 
 def parse_value(type_: Any, raw: Any) -> Any:

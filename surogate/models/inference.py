@@ -87,11 +87,6 @@ def find_model(location: str, adapter: str | None = None, base: str | None = Non
     )
 
 
-def holds_adapter(folder: Path) -> bool:
-    """Tell whether a folder is an adapter's, or that of a run which has trained one."""
-    return any((path / ADAPTER_FILE).exists() for path in (folder, RunFolder(folder).adapter_dir))
-
-
 def _adapters(folder: Path) -> tuple[Path, ...]:
     """Return the adapters that the folder of an adapter or a run stands for, in the order in which they go on top."""
     is_run = bool(_run_keys(folder))

