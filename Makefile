@@ -106,9 +106,10 @@ $(VENV)/.quickstart: requirements/quickstart.lock $(VENV)/.package
 	$(PIP) --no-deps --require-hashes --requirement $<
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.lock $(VENV)/.quickstart
+$(VENV)/.dev: requirements/dev.lock requirements/triton.lock $(VENV)/.quickstart
 	@echo "Installing the test tools ..."
 	$(PIP) --no-deps --requirement $<
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps --requirement requirements/triton.lock
 	@touch $@
 
 # --- maintenance -----------------------------------------------------------------------------------------------------

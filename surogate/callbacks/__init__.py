@@ -7,6 +7,7 @@ from surogate.callbacks.final_validation import FinalValidation
 from surogate.callbacks.loss_plot import LossPlot
 from surogate.callbacks.metrics import MetricsWriter
 from surogate.callbacks.model_export import ModelExport
+from surogate.callbacks.precision_canary import PrecisionCanary
 from surogate.callbacks.progress import ProgressLine
 from surogate.callbacks.text_samples import TextSamples
 
@@ -17,6 +18,7 @@ __all__ = [
     "LossPlot",
     "MetricsWriter",
     "ModelExport",
+    "PrecisionCanary",
     "ProgressLine",
     "StepCheckpoints",
     "TextSamples",

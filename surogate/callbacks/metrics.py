@@ -72,14 +72,14 @@ class MetricsWriter(WindowCallback):
             "memory/peak_gib": peak_memory_gib(),
         }
         data: Any = getattr(trainer, "datamodule", None)
-        self._record(trainer, metrics | (data.realised_mix() if hasattr(data, "realised_mix") else {}))
+        self.record(trainer, metrics | (data.realised_mix() if hasattr(data, "realised_mix") else {}))
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING:
-            self._record(trainer, validation_metrics(trainer))
+            self.record(trainer, validation_metrics(trainer))
 
-    def _record(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    def record(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         if not metrics:
             return
         record = {"step": trainer.global_step, "epoch": trainer.current_epoch, **metrics}

@@ -29,6 +29,7 @@ from surogate.errors import CheckpointError, ConfigError, DataError, HardwareErr
 from surogate.inspection.measures import cheap_findings
 from surogate.models.skeleton import check_module_names
 from surogate.modes import CausalLMModule
+from surogate.precision import RecipePrecision
 from surogate.run_folder import TRAINER_STATE
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ class SurogateCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise HardwareError(f"trainer: {error}") from error
+        if isinstance(trainer.precision_plugin, RecipePrecision):
+            trainer.precision_plugin.check_device(trainer.strategy.root_device)  # before data and model are read
         config = self.config[self.subcommand].as_dict()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StepCheckpoints) and not callback.identity:

@@ -27,6 +27,7 @@ VERBS = {
     "chat": Verb("surogate.cli.chat", "talk to a run or a model"),
     "generate": Verb("surogate.cli.generate", "answer one prompt with a run or a model"),
     "merge": Verb("surogate.cli.merge", "merge an adapter into its base, and check the result"),
+    "quantize": Verb("surogate.cli.quantize", "write a model in 4 or 8 bits, for vLLM, transformers and training"),
     "fit": Verb("surogate.cli.fit", "train from a nested LightningCLI configuration"),
     "validate": Verb("surogate.cli.validate", "measure a run on its validation data"),
 }
@@ -36,7 +37,6 @@ NOT_YET_VERBS = {
     "grpo": "reinforcement learning comes in a later release. `surogate sft` trains on demonstrations.",
     "grpo-infer": "reinforcement learning comes in a later release.",
     "dpo": "preference training comes in a later release. `surogate sft` trains on demonstrations.",
-    "quantize": _LATER,
     "submit": "until then start `surogate sft` from your own sbatch script, on one node.",
     "dashboard": "metrics.csv, metrics.jsonl and loss.png lie in the run's folder.",
     "report": "metrics.csv, metrics.jsonl and loss.png lie in the run's folder.",

@@ -6,15 +6,17 @@ Each check yields the keys involved, as the user knows them, and one sentence th
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from surogate.config.flat import AdapterKeys, TrainConfig
+from surogate.config.flat import AdapterKeys, QuantKeys, TrainConfig
 from surogate.config.keys import keys_of
 from surogate.config.not_yet import DATASET_FIELDS
 from surogate.config.parts import DatasetSpec
+from surogate.config.recipe import load_recipe
 from surogate.errors import ConfigError
 from surogate.locations import is_url, resolve, without_credentials
 
@@ -30,7 +32,10 @@ def contradictions(config: TrainConfig, given: dict[str, Any]) -> Iterator[Contr
         given: only what the user set, including keys that are not there yet.
     """
     yield from _lengths(config)
-    yield from _adapters(config, given)
+    yield from _adapters(config)
+    yield from _quantised(config)
+    yield from _canary(config)
+    yield from _recipe(config)
     yield from _full_training(config, given)
     yield from _schedule(config)
     yield from _validation(config, given)
@@ -69,12 +74,98 @@ def _lengths(c: TrainConfig) -> Iterator[Contradiction]:
         )
 
 
-def _adapters(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
-    quantised = [key for key in ("qlora_bnb", "qlora_fp8", "qlora_fp4") if given.get(key)]
-    if quantised and given.get("lora") is False:
-        yield ((quantised[0],), f"{quantised[0]} needs lora: true, because a quantised base cannot train.")
-    if len(quantised) > 1:
-        yield (tuple(quantised), f"{' and '.join(quantised)} exclude each other. Keep one of them.")
+_QLORA = {
+    "qlora_bnb": ("qlora_bnb_block_size", "qlora_bnb_double_quant"),
+    "qlora_fp8": ("qlora_block_size",),
+    "qlora_fp4": ("qlora_four_over_six",),
+}
+"""The storage formats, and the keys that only mean something with one of them."""
+
+
+def _quantised(c: TrainConfig) -> Iterator[Contradiction]:
+    asked = [key for key in _QLORA if getattr(c, key)]
+    if len(asked) > 1:
+        yield tuple(asked), f"{' and '.join(asked)} exclude each other. Keep one of them."
+    if asked and not c.lora:
+        yield (asked[0], "lora"), f"{asked[0]} needs lora: true, because a quantised base cannot train."
+    defaults = keys_of(QuantKeys)
+    for format_key, keys in _QLORA.items():
+        for key in keys:
+            if format_key not in asked and getattr(c, key) != defaults[key].default:
+                yield (key,), f"{key} needs {format_key}: true."
+    for key in ("skip_quant_first_layers", "skip_quant_last_layers"):
+        if getattr(c, key) and not asked:
+            yield (key,), f"{key} needs one of {', '.join(_QLORA)}: without them nothing is quantised."
+    method = _stored_as(c.model)
+    if method and asked:
+        yield (
+            (asked[0], "model"),
+            f"{asked[0]}: {c.model} is quantised already ({method}), and trains as it is. Remove the key, or name the "
+            "original model.",
+        )
+    if method and not c.lora:
+        yield (
+            ("lora", "model"),
+            f"{c.model} is quantised ({method}), so only an adapter can train. Set lora: true.",
+        )
+
+
+def _canary(c: TrainConfig) -> Iterator[Contradiction]:
+    """What a hub repository holds, and which layers a recipe of the user's reaches, is found when they are loaded."""
+    stores_few_bits = any(getattr(c, key) for key in _QLORA) or _stored_as(c.model) or not _is_here(c.model)
+    if c.precision_canary_steps and not stores_few_bits and c.recipe == "bf16" and not c.matmul_dtype:
+        yield (
+            ("precision_canary_steps",),
+            f"precision_canary_steps needs something to watch: one of {', '.join(_QLORA)}, a base that "
+            "is quantised, or another recipe than bf16.",
+        )
+
+
+def _is_here(model: str) -> bool:
+    return model.startswith("pkg://") or Path(model).exists()
+
+
+_OF_RECIPE: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("bf16", {"matmul_dtype": None, "gradient_dtype": None}),
+    "float8": ("fp8_hybrid", {"fp8_amax_history": 16, "fp8_amax_compute_algo": "max", "fp8_margin": 0}),
+    "nvfp4": ("nvfp4", {"fp4_backend": "auto", "no_fp4_stochastic_rounding": False}),
+}
+"""For each family of recipes its best-known one, the keys that need it, and the values that ask for nothing."""
+
+
+def _recipe(c: TrainConfig) -> Iterator[Contradiction]:
+    try:
+        recipe = load_recipe(c.recipe)
+    except ConfigError as error:
+        yield ("recipe",), str(error)
+        return
+    for family, (known, keys) in _OF_RECIPE.items():
+        for key, nothing in keys.items():
+            if family != recipe.family and getattr(c, key) not in (None, nothing):
+                yield (key, "recipe"), f"{key} needs recipe: {known}; this run has recipe: {c.recipe}."
+    if c.recipe_emulate and recipe.family == "plain":
+        yield (
+            ("recipe_emulate", "recipe"),
+            f"recipe_emulate needs recipe: fp8_hybrid or nvfp4; {c.recipe} computes everywhere as it is.",
+        )
+    if c.recipe_emulate and c.fp4_backend == "scaled_mm":
+        yield (
+            ("fp4_backend", "recipe_emulate"),
+            "fp4_backend: scaled_mm asks for the tensor core, and recipe_emulate for doing without. Keep one of them.",
+        )
+
+
+def _stored_as(model: str) -> str | None:
+    """Return how a local model folder says it is quantised; a hub repository's is found when it is loaded."""
+    try:
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    quantisation = config.get("quantization_config") if isinstance(config, dict) else None
+    return str(quantisation.get("quant_method", "unknown method")) if isinstance(quantisation, dict) else None
+
+
+def _adapters(c: TrainConfig) -> Iterator[Contradiction]:
     if c.adapter_init_mode == "trainable" and not c.adapter_path:
         yield (
             ("adapter_init_mode",),

@@ -128,11 +128,62 @@ class AdapterKeys:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantKeys:
+    """How the frozen base is stored under an adapter. A base that is quantised already needs none of these keys."""
+
+    qlora_bnb: bool = False
+    """Store the frozen base in NF4, bitsandbytes' 4-bit format: 4.13 bits a weight with the defaults below."""
+    qlora_bnb_block_size: Literal[64, 128, 256, 512] = 64
+    """qlora_bnb: weights that share a scale."""
+    qlora_bnb_double_quant: bool = True
+    """qlora_bnb: store the scales in 8 bits too."""
+    qlora_fp8: bool = False
+    """Store the frozen base in FP8 (E4M3) with a scale for each square tile: 8 bits a weight."""
+    qlora_block_size: Literal[64, 128, 256] = 128
+    """qlora_fp8: rows and columns of a tile."""
+    qlora_fp4: bool = False
+    """Store the frozen base in NVFP4 (E2M1, a scale for each 16 weights): 4.5 bits a weight, on any GPU and the CPU."""
+    qlora_four_over_six: bool = True
+    """qlora_fp4: let each block of 16 end at 4 or at 6, whichever errs less."""
+    skip_quant_first_layers: NonNegativeInt = 0
+    """Decoder layers at the front whose weights are not quantised."""
+    skip_quant_last_layers: NonNegativeInt = 0
+    """Decoder layers at the end whose weights are not quantised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeKeys:
+    """In which numbers the matrix products of decoder layers are computed. LM head and adapters keep their dtype."""
+
+    recipe: NotEmptyStr = "bf16"
+    """bf16, fp8_hybrid (GPUs from SM89), nvfp4 (GPUs from SM100), or the path of a YAML file like those in recipes/."""
+    recipe_emulate: bool = False
+    """Where the chip has no tensor core for the recipe, compute the same numbers by dequantising, slower than bf16.
+    Otherwise such a run is refused."""
+    matmul_dtype: Literal["float32", "bfloat16"] | None = None
+    """recipe bf16: dtype that the operands of forward products are cast to. Default: that of the weights."""
+    gradient_dtype: Literal["float32", "bfloat16"] | None = None
+    """recipe bf16: the same for the products of the backward pass."""
+    fp8_amax_history: PositiveInt | None = None
+    """fp8_hybrid: steps whose largest magnitudes decide a tensor's scale. Default: the recipe's, 16."""
+    fp8_amax_compute_algo: Literal["max", "most_recent"] | None = None
+    """fp8_hybrid: take the largest of them, or the last step's. Default: the recipe's, max."""
+    fp8_margin: NonNegativeInt | None = None
+    """fp8_hybrid: powers of two of headroom above the largest magnitude. Default: the recipe's, 0."""
+    fp4_backend: Literal["auto", "scaled_mm", "emulate"] = "auto"
+    """nvfp4: scaled_mm is torch's product on the tensor core (not yet run on such a chip), emulate dequantises on any
+    device; auto takes the tensor core, and emulates only with recipe_emulate."""
+    no_fp4_stochastic_rounding: bool = False
+    """nvfp4: round gradients to the nearest number instead of at random, which biases their mean."""
+    precision_canary_steps: NonNegativeInt = 0
+    """Optimizer steps between two comparisons of a few layers, as they are stored and computed, with high precision.
+    They are logged as `precision/...`, and a layer that loses too much is named in a warning; 0 = never."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimisationKeys:
     """Optimizer, schedule, batch size and memory."""
 
-    recipe: Literal["bf16"] = "bf16"
-    """How matrix products compute; see recipes/."""
     learning_rate: PositiveFloat = 2e-4
     """Highest learning rate of the schedule."""
     optimizer: Literal["adamw_8bit", "adamw"] = "adamw_8bit"
@@ -227,6 +278,8 @@ GROUPS = {
     "Run": RunKeys,
     "Model": ModelKeys,
     "Adapters": AdapterKeys,
+    "Quantised base": QuantKeys,
+    "Recipe": RecipeKeys,
     "Optimisation": OptimisationKeys,
     "Data": DataKeys,
     "Machine and reporting": MachineKeys,
@@ -235,7 +288,7 @@ GROUPS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(MachineKeys, DataKeys, OptimisationKeys, AdapterKeys, ModelKeys, RunKeys):
+class TrainConfig(MachineKeys, DataKeys, OptimisationKeys, RecipeKeys, QuantKeys, AdapterKeys, ModelKeys, RunKeys):
     """Every flat key of a training verb."""
 
     verb: ClassVar[str]

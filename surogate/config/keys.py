@@ -1,4 +1,4 @@
-"""What is known about each key of a schema: type, default and manual, and the words for them.
+"""What is known about each key of a schema: type, default and manual, the words for them, and how a value is typed.
 
 Everything is read from the schema itself: types from annotations, manuals from attribute docstrings. What is not here:
 keys that no schema holds (not_yet.py), and the reading of a file (read.py).
@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import textwrap
 import types
 import typing
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from jsonargparse import ArgumentParser
 from jsonargparse import typing as restricted
 
 from surogate.config.flat import PartFraction, StepLimit
@@ -147,3 +149,27 @@ def show_default(key: Key) -> str:
     if isinstance(key.default, list):
         return f"[{', '.join(map(str, key.default))}]"
     return str(key.default).lower() if isinstance(key.default, bool) else str(key.default)
+
+
+def parse_value(type_: Any, raw: Any) -> Any:
+    """Turn a value into a type, by jsonargparse, and into plain Python numbers.
+
+    Raises:
+        ArgumentError: it does not fit.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=type_)
+    value = parser.parse_object({"value": raw}).value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a finite number")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return int(value) if isinstance(value, int) else float(value)
+    return str(value) if isinstance(value, str) else value
+
+
+def show_value(value: Any) -> str:
+    """Write a value as it stands in YAML; text in quotes, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

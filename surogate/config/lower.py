@@ -128,7 +128,6 @@ def _data(c: TrainConfig) -> Nested:
 def _trainer(c: TrainConfig, environ: Mapping[str, str]) -> Nested:
     has_validation = bool(c.validation_datasets) or c.validation_split_ratio > 0
     machine, plugins = _machine(c.gpus, environ)
-    precision = {"class_path": "surogate.precision.RecipePrecision", "init_args": {"recipe": c.recipe}}
     return {
         **machine,
         "max_steps": c.max_steps,
@@ -144,10 +143,44 @@ def _trainer(c: TrainConfig, environ: Mapping[str, str]) -> Nested:
         "enable_model_summary": False,
         "use_distributed_sampler": False,
         "default_root_dir": c.output_dir,
-        "plugins": [precision, *plugins],
+        "plugins": [_precision(c), *plugins],
         "logger": _loggers(c),
         "callbacks": _callbacks(c),
     }
+
+
+def _precision(c: TrainConfig) -> Nested:
+    """Return the one Precision plugin: how weights are stored, and how products are computed."""
+    formats: dict[str, tuple[bool, Nested]] = {
+        "Nf4Precision": (
+            c.qlora_bnb,
+            {"block_size": c.qlora_bnb_block_size, "double_quant": c.qlora_bnb_double_quant},
+        ),
+        "Fp8Precision": (c.qlora_fp8, {"block_size": c.qlora_block_size}),
+        "Nvfp4Precision": (c.qlora_fp4, {"four_over_six": c.qlora_four_over_six}),
+    }
+    options = _recipe_options(c)
+    recipe = {"recipe": c.recipe, **({"recipe_options": options} if options else {})}
+    skip = {"skip_first_layers": c.skip_quant_first_layers, "skip_last_layers": c.skip_quant_last_layers}
+    for name, (asked, init_args) in formats.items():
+        if asked:
+            return {"class_path": f"surogate.precision.{name}", "init_args": {**init_args, **skip, **recipe}}
+    return {"class_path": "surogate.precision.RecipePrecision", "init_args": recipe}
+
+
+def _recipe_options(c: TrainConfig) -> Nested:
+    """Return the fields of the recipe that the flat keys override."""
+    options = {
+        "emulate": c.recipe_emulate or None,
+        "matmul_dtype": c.matmul_dtype,
+        "gradient_dtype": c.gradient_dtype,
+        "amax_history": c.fp8_amax_history,
+        "amax_compute_algo": c.fp8_amax_compute_algo,
+        "margin": c.fp8_margin,
+        "backend": None if c.fp4_backend == "auto" else c.fp4_backend,
+        "stochastic_rounding": False if c.no_fp4_stochastic_rounding else None,
+    }
+    return {field: value for field, value in options.items() if value is not None}
 
 
 def _machine(gpus: int, environ: Mapping[str, str]) -> tuple[Nested, list[Nested]]:
@@ -202,12 +235,14 @@ def _callbacks(c: TrainConfig) -> list[Nested]:
         "checkpoint_dir": c.checkpoint_dir,
     }
     steps = {"every_n_steps": c.logging_steps}
+    canary = {"every_n_steps": c.precision_canary_steps, "seed": c.train_seed}
     named: dict[str, Nested] = {
         "EnvironmentRecord": folder,
         "MetricsWriter": {**folder, **steps},
         "ProgressLine": steps,
         "FinalValidation": {},
         "LossPlot": folder,
+        **({"PrecisionCanary": canary} if c.precision_canary_steps else {}),
         **({"TextSamples": folder} if c.verb == "pt" else {}),
         **({"AdapterExport": folder} if c.lora else {}),
         **({"ModelExport": {**folder, "merge": c.merge_adapter}} if c.merge_adapter or not c.lora else {}),

@@ -49,8 +49,6 @@ class NotYet:
         return any(value == ok and isinstance(value, bool) == isinstance(ok, bool) for ok in self.inactive)
 
 
-_QUANTISED = "a quantised base is not there yet. Remove the key: the base then stays in model_dtype."
-_RECIPES = "the fp8 and fp4 recipes are not there yet. Use recipe: bf16."
 _STOPPING = "automatic stopping and learning-rate rescue are not there yet. Set num_epochs or max_steps."
 _COMPILED = "CUDA graphs and torch.compile are not there yet. Remove the key, or set it to false."
 _NODES = "runs over several machines are not there yet. Use gpus for this machine."
@@ -63,28 +61,6 @@ def _not_yet(sentence: str, **inactive: object) -> dict[str, NotYet]:
 
 
 NOT_YET: dict[str, NotYet] = {
-    **_not_yet(
-        _QUANTISED,
-        qlora_bnb=False,
-        qlora_fp8=False,
-        qlora_fp4=False,
-        qlora_bnb_block_size=64,
-        qlora_bnb_double_quant=True,
-        qlora_block_size=128,
-        qlora_four_over_six=True,
-        skip_quant_first_layers=0,
-        skip_quant_last_layers=0,
-    ),
-    **_not_yet(
-        _RECIPES,
-        fp8_amax_history=16,
-        fp8_amax_compute_algo="max",
-        fp8_margin=0,
-        fp4_backend="auto",
-        no_fp4_stochastic_rounding=False,
-        matmul_dtype="bfloat16",
-        gradient_dtype="bfloat16",
-    ),
     **_not_yet(
         "the NorMuon optimizer is not there yet. Use optimizer: adamw or adamw_8bit.",
         normuon_momentum=0.95,
@@ -151,12 +127,11 @@ _BY_DATA = (
 )
 
 VALUES_NOT_YET: dict[str, dict[Any, str]] = {
-    "recipe": {"fp8_hybrid": _RECIPES, "nvfp4": _RECIPES, "*.yaml": _RECIPES, "*.yml": _RECIPES},
     "optimizer": {"normuon": NOT_YET["normuon_momentum"].sentence},
     "init_lora_weights": {
         "eva": _BY_DATA,
         "corda": _BY_DATA,
-        "loftq": "it needs a quantised base, which is not there yet. Use true, gaussian, pissa, olora or orthogonal.",
+        "loftq": "it is planned for a later release. Use true, gaussian, pissa, olora or orthogonal.",
     },
     "datasets.type": {
         "preference": "preference pairs are planned for a later release. Use text, instruction, conversation or auto.",

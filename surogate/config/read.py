@@ -15,11 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from surogate.config.checks import contradictions
 from surogate.config.flat import SCHEMAS, TrainConfig
-from surogate.config.keys import REQUIRED, Key, accepts_null, choices, expected, keys_of, nearest
+from surogate.config.keys import (
+    REQUIRED,
+    Key,
+    accepts_null,
+    choices,
+    expected,
+    keys_of,
+    nearest,
+    parse_value,
+    show_value,
+)
 from surogate.config.not_yet import ALIASES, NOT_YET, SYNONYMS, not_yet, value_not_yet
 from surogate.config.overrides import parse_overrides, set_nested
 from surogate.config.parts import SHORT_DTYPES
@@ -259,33 +267,9 @@ def _as_spelt(word: str, allowed: tuple[str, ...]) -> str:
 _DTYPES = SHORT_DTYPES | {long: short for short, long in SHORT_DTYPES.items()}
 
 
-def parse_value(type_: Any, raw: Any) -> Any:
-    """Turn a value into a type, by jsonargparse, and into plain Python numbers.
-
-    Raises:
-        ArgumentError: it does not fit.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=type_)
-    value = parser.parse_object({"value": raw}).value
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("not a finite number")
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return int(value) if isinstance(value, int) else float(value)
-    return str(value) if isinstance(value, str) else value
-
-
 def show_path(path: KeyPath) -> str:
     """Write a path as a user would: `datasets[1].path`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-
-
-def show_value(value: Any) -> str:
-    """Write a value as it stands in YAML; text in quotes, cut where it is long."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _unknown_key(shown: str, known: Any, name: str | None = None) -> str:

@@ -17,6 +17,7 @@ from surogate.errors import ModelError
 from surogate.models import attention
 from surogate.models.attention import ATTENTION
 from surogate.models.hidden import base_model, forward_hidden
+from surogate.quant.gemm import plain_products
 
 _CANDIDATES = {
     "auto": (ATTENTION, "flex_attention", "sdpa", "eager"),
@@ -106,7 +107,8 @@ class _Probe:
         self.model.eval()
         batch = MicroBatch.collate([PackedRow.from_rows(rows)], pad_token_id=0).to(self.device)
         try:
-            return forward_hidden(self.model, batch)[0].float()
+            with plain_products():  # a recipe's scales of a tensor depend on all documents in it
+                return forward_hidden(self.model, batch)[0].float()
         finally:
             self.model.train(was_training)
 

@@ -1,7 +1,8 @@
 """Building a causal language model from a ModelSpec: at once, or deferred on the meta device.
 
 The one idea: a deferred model is only ever an optimisation. Where a checkpoint's tensors do not map one to one to the
-model's parameters (fused experts, renamed layers), `load_model` falls back to transformers' own loader.
+model's parameters (fused experts, renamed layers), `load_model` falls back to transformers' own loader. Not so where
+the checkpoint is quantised (prequantised.py), which only our reader keeps as it is.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from torch import nn
 from surogate.config.parts import ModelSpec
 from surogate.errors import ModelError
 from surogate.models.dtypes import weights_dtype
+from surogate.models.prequantised import defer_quantised_, take_method_
 from surogate.models.source import ModelSource
 from surogate.models.weights import GgufTensorReader, SafetensorsReader, TensorReader, defer_, materialize_
+from surogate.quant.checkpoints.reading import Method
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ def load_model(
 ) -> nn.Module:
     """Build the model that a spec names, in evaluation mode.
 
+    A model that is stored quantised is dequantised, unless it is deferred.
+
     Args:
         spec: what to load and how.
         device: where it will run; decides the dtype, the weights themselves stay on the CPU.
@@ -67,15 +72,26 @@ def load_model(
     config = load_config(spec)
     dtype = weights_dtype(spec.dtype, getattr(config, "dtype", None), device)
     if spec.from_scratch:
+        config.__dict__.pop("quantization_config", None)  # of the weights that are not taken
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn)
     source = ModelSource.of(spec.source)
-    if defer or source.gguf_file:  # reading a GGUF file tensor by tensor is the quicker and the quieter way, too
-        model = _load_deferred(source, config, dtype, attn)
+    method = take_method_(config, source)
+    if method or defer or source.gguf_file:  # reading a GGUF file tensor by tensor is the quicker and quieter way, too
+        model = _load_deferred(source, config, dtype, attn, method)
         if model is not None:
             if not defer:
                 materialize_(model, CPU)
             return model
     return _load_at_once(source, config, dtype, attn, spec.trust_remote_code)
+
+
+def quantisation_of(spec: ModelSpec) -> Method | None:
+    """Find how the checkpoint that a spec names is quantised; None where it is not.
+
+    Raises:
+        ModelError: there is no such model, or it is quantised in a way that cannot be read.
+    """
+    return None if spec.from_scratch else take_method_(load_config(spec), ModelSource.of(spec.source))
 
 
 def _load_at_once(source: ModelSource, config: Any, dtype: torch.dtype, attn: str | None, trust: bool) -> nn.Module:
@@ -95,17 +111,22 @@ def _load_at_once(source: ModelSource, config: Any, dtype: torch.dtype, attn: st
         raise ModelError(f"model: {source.location} cannot be loaded: {_first_line(error)}") from error
 
 
-def _load_deferred(source: ModelSource, config: Any, dtype: torch.dtype, attn: str | None) -> nn.Module | None:
-    """Return a model on the meta device, or None where the checkpoint does not map one to one."""
+def _load_deferred(
+    source: ModelSource, config: Any, dtype: torch.dtype, attn: str | None, method: Method | None
+) -> nn.Module | None:
+    """Return a model on the meta device, or None where the checkpoint does not map one to one and need not."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     files = source.weight_files()
-    if not files:
+    if not files and method is None:
         return None
     with init_empty_weights(include_buffers=False):  # rotary tables are computed, not stored: they stay real
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn)
     model.tie_weights()
+    if method is not None:
+        defer_quantised_(model, source, method)
+        return model.eval()
     reader: TensorReader = GgufTensorReader(files[0], model) if source.gguf_file else SafetensorsReader(files)
     missing = defer_(model, reader)
     if missing:

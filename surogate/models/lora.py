@@ -22,7 +22,9 @@ from torch import nn
 
 from surogate.config.parts import LoraSpec
 from surogate.errors import ModelError
+from surogate.models.dequantized import plain_linear
 from surogate.models.stacks import locate_adapter, stack_of
+from surogate.quant.linear import FrozenQuantLinear
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +280,8 @@ def fold(adapted: Any) -> Any:
 def merged_weights(adapted: Any) -> Iterator[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]:
     """Fold the active adapter into the base, one layer at a time and in float32 whatever dtype the base is held in.
 
-    What the caller does not replace stays float32. Weights that were tied to a merged one no longer are.
+    A layer that is stored in few bits becomes a plain one. What the caller does not replace stays float32. Weights that
+    were tied to a merged one no longer are.
 
     Yields:
         (layer, name of its parameter, the weight before, the weight with the update in float32).
@@ -289,6 +292,8 @@ def merged_weights(adapted: Any) -> Iterator[tuple[nn.Module, str, torch.Tensor,
         if not isinstance(module, LoraLayer):
             continue
         layer, name = module.get_base_layer(), getattr(module, "parameter_name", "weight")
+        if isinstance(layer, FrozenQuantLinear):
+            layer = module.base_layer = plain_linear(layer, torch.float32)
         before = getattr(layer, name)
         setattr(layer, name, nn.Parameter(before.detach().to(torch.float32, copy=True), requires_grad=False))
         module.merge()

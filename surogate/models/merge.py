@@ -7,19 +7,21 @@ float32 from the weights as they are stored, so that the difference is what roun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from surogate.batches import TokenRow
 from surogate.config.parts import LoraSpec, ModelSpec
 from surogate.errors import ModelError
 from surogate.models import lora
+from surogate.models.drift import HeldOut, float32_compute
 from surogate.models.export import write_model
 from surogate.models.inference import FoundModel
 from surogate.models.load import load_model
@@ -163,17 +165,29 @@ def merge_trained(model: Any, spec: ModelSpec, adapter: LoraSpec, folder: Path, 
         folder: replaced, whatever it holds.
         tokenizer: as for `merge`.
     """
-    keys = ("model_type", "max_model_len", "rope_scaling", "trust_remote_code")
     with TemporaryDirectory() as trained:
-        lora.save_adapter(model, Path(trained))
-        carry_below(adapter, Path(trained))
-        found = FoundModel(
-            base=spec.source,
-            adapters=stack_of(Path(trained)),
-            tokenizer="",
-            model_keys={key: getattr(spec, key) for key in keys},
-        )
+        found = found_of_trained(model, spec, adapter, Path(trained))
         return merge(found, None, folder, tokenizer, force=True)
+
+
+def found_of_trained(model: Any, spec: ModelSpec, adapter: LoraSpec, folder: Path) -> FoundModel:
+    """Write the adapter that a model has just trained into an empty folder, and return it with its base.
+
+    Args:
+        model: the PEFT model that trained.
+        spec: its base.
+        adapter: what trained on it.
+        folder: of the adapter.
+    """
+    keys = ("model_type", "max_model_len", "rope_scaling", "trust_remote_code")
+    lora.save_adapter(model, folder)
+    carry_below(adapter, folder)
+    return FoundModel(
+        base=spec.source,
+        adapters=stack_of(folder),
+        tokenizer="",
+        model_keys={key: getattr(spec, key) for key in keys},
+    )
 
 
 def check_target(found: FoundModel, folder: Path, force: bool = False) -> None:
@@ -211,20 +225,30 @@ class _Rounding:
     def merge_(self, adapted: Any, dtype: torch.dtype) -> None:
         """Merge the adapter of a PEFT model, each layer rounded to the dtype."""
         for layer, name, before, exact in lora.merged_weights(adapted):
-            rounded = exact.to(dtype)
-            if not rounded.isfinite().all():
-                raise ModelError(
-                    f"A merged weight is not a number, or too large for {dtype}: the adapter is broken, or it needs "
-                    "--dtype bfloat16 or float32."
-                )
+            merged = rounded(exact, dtype)
             self.num_layers += 1
             self._update_sq += (exact - before).square().sum(dtype=torch.float64).item()
-            self._error_sq += (rounded - exact).square().sum(dtype=torch.float64).item()
-            setattr(layer, name, nn.Parameter(rounded, requires_grad=False))
+            self._error_sq += (merged - exact).square().sum(dtype=torch.float64).item()
+            setattr(layer, name, nn.Parameter(merged, requires_grad=False))
 
     def error(self) -> float:
         """Norm of all rounding errors over the norm of all updates."""
         return (self._error_sq / self._update_sq) ** 0.5 if self._update_sq else 0.0
+
+
+def rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round a merged weight.
+
+    Raises:
+        ModelError: it is not a number then.
+    """
+    merged = exact.to(dtype)
+    if not merged.isfinite().all():
+        raise ModelError(
+            f"A merged weight is not a number, or too large for {dtype}: the adapter is broken, or it needs "
+            "--dtype bfloat16 or float32."
+        )
+    return merged
 
 
 def _plain_dtype(model: Any, base: str) -> torch.dtype:
@@ -247,36 +271,21 @@ def _probe_ids(tokenizer: Any, model: Any) -> list[Tensor]:
     return [torch.tensor([ids]) for ids in texts if ids]
 
 
+def built_in_rows(tokenizer: Any) -> HeldOut:
+    """Return rows for measuring a drift where nobody has any: texts of several kinds, every token supervised."""
+    rows = []
+    for text in _PROBES:
+        ids = np.array(tokenizer(text, add_special_tokens=False).input_ids[:_MAX_PROBE_TOKENS], dtype=np.int32)
+        if len(ids) > 1:
+            rows.append(TokenRow(ids, np.ones(len(ids), dtype=bool)))
+    return HeldOut(rows=rows, origin="built-in texts")
+
+
 @torch.no_grad()
 def _logits(model: Any, probes: Sequence[Tensor]) -> Tensor:
     """Return the logits at all positions of all probes, (positions, vocabulary)."""
-    with _float32_compute(model):
+    with float32_compute(model):
         return torch.cat([model(input_ids=ids, use_cache=False).logits[0].float() for ids in probes])
-
-
-@contextmanager
-def _float32_compute(model: nn.Module) -> Iterator[None]:
-    """Let a model that holds its weights in 16 bits compute in float32, on a copy of one module's weights at a time."""
-    stored: dict[nn.Parameter, Tensor] = {}
-
-    def widen(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            if parameter.dtype in (torch.bfloat16, torch.float16):
-                stored[parameter] = parameter.data
-                parameter.data = parameter.data.float()
-
-    def restore(module: nn.Module, *_: Any) -> None:
-        for parameter in module.parameters(recurse=False):
-            if parameter in stored:
-                parameter.data = stored.pop(parameter)
-
-    hooks = [module.register_forward_pre_hook(widen) for module in model.modules()]
-    hooks += [module.register_forward_hook(restore) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _compared(got_NV: Tensor, expected_NV: Tensor) -> dict[str, Any]:

@@ -24,16 +24,17 @@ def check_module_names(model: ModelSpec, adapter: LoraSpec) -> None:
     goes_on = adapter.adapter_path is not None and adapter.adapter_init_mode == "trainable"
     if not named or goes_on:
         return
-    skeleton = _skeleton(model)
+    bare = skeleton(model)
     if adapter.enabled:
-        lora.target_names(skeleton, adapter.target_modules)
-        lora.checked_modules_to_save(skeleton, adapter.modules_to_save)
+        lora.target_names(bare, adapter.target_modules)
+        lora.checked_modules_to_save(bare, adapter.modules_to_save)
     else:
         for name in model.freeze_modules:
-            modules_called(skeleton, name)
+            modules_called(bare, name)
 
 
-def _skeleton(spec: ModelSpec) -> Any:
+def skeleton(spec: ModelSpec) -> Any:
+    """Return the model of a spec on the meta device, buffers and all."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 

@@ -74,6 +74,22 @@ class ModelSource:
             return [Path(self.folder) / self.gguf_file]
         return sorted(Path(self.folder).glob("*.safetensors"))
 
+    def downloaded(self) -> ModelSource:
+        """Return the source with its files on this machine; those of a hub id are fetched, or found in the cache.
+
+        Raises:
+            ModelError: they cannot be fetched.
+        """
+        if self.is_local:
+            return self
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(self.folder, allow_patterns=["*.safetensors", "*.json"])
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model: the files of {self.location} cannot be fetched: {error}") from error
+        return ModelSource(self.location, folder)
+
     def fingerprint(self) -> str:
         """Identify the weights cheaply: names, sizes, and the first and last MiB of each file.
 

@@ -1,14 +1,14 @@
 """Deferred weights: a model stands on the meta device while each parameter knows where its values lie.
 
 `defer_` marks the parameters of a meta model with their place in a safetensors or GGUF file; adapters can then be
-injected; `materialize_` (called from a precision plugin's `convert_module`) reads one tensor at a time. A storage
-plugin passes its own `place` and quantises each tensor as it arrives, so that peak memory is the quantised model plus
-one layer. What is not here: which model is built (load.py).
+injected; a precision plugin's `convert_module` then reads one tensor at a time, through `ParameterSource` what it
+stores in few bits and by `materialize_` the rest, so that peak memory is the stored model plus one layer. What is not
+here: which model is built (load.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from surogate.errors import ModelError
+from surogate.quant.experts import StoredExperts
+from surogate.quant.stored import StoredWeight
+
+Stored = StoredWeight | StoredExperts
+
 _ATTRIBUTE = "_deferred_tensor"
+_ORIGIN = "_stored_tensor"
+"""Where a parameter was read that its checkpoint has in few bits."""
 
 
 class TensorReader(Protocol):
@@ -27,7 +35,15 @@ class TensorReader(Protocol):
         ...
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU, in the checkpoint's (dequantised) dtype."""
+        """Return one tensor on the CPU, dequantised where the checkpoint quantises it."""
+        ...
+
+    def stores(self, name: str) -> bool:
+        """Whether the checkpoint has it in few bits."""
+        ...
+
+    def read_stored(self, name: str) -> Stored | None:
+        """Return one tensor as the checkpoint stores it in few bits, or None where it does not."""
         ...
 
 
@@ -35,16 +51,35 @@ class SafetensorsReader:
     """Tensors of the `*.safetensors` files of a model folder, memory-mapped."""
 
     def __init__(self, files: list[Path]) -> None:
-        from safetensors import safe_open
+        """Open the files.
 
-        self._files = [safe_open(str(file), framework="pt") for file in files]
+        Raises:
+            ModelError: one is broken.
+        """
+        self._files = [_open(file) for file in files]
         self._file_of = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
 
     def names(self) -> set[str]:
         return set(self._file_of)
 
     def read(self, name: str) -> Tensor:
-        return self._file_of[name].get_tensor(name)
+        tensor: Tensor = self._file_of[name].get_tensor(name)
+        return tensor
+
+    def stores(self, name: str) -> bool:
+        return False
+
+    def read_stored(self, name: str) -> Stored | None:
+        return None
+
+
+def _open(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(str(file), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"model: {file} cannot be read, so it is broken or cut short: {error}") from error
 
 
 class GgufTensorReader:
@@ -82,13 +117,24 @@ class GgufTensorReader:
         )
         return torch.from_numpy(result.weights.copy())
 
+    def stores(self, name: str) -> bool:
+        return False
+
+    def read_stored(self, name: str) -> Stored | None:
+        return None  # its blocks are formats of their own, and are dequantised
+
 
 def defer_(model: nn.Module, reader: TensorReader) -> set[str]:
     """Mark every parameter of a meta model that the reader can provide; return the names it cannot.
 
-    Tied parameters are one object under two names, so one of the names is enough.
+    Tied parameters are one object under two names, so one of the names is enough. Buffers that a checkpoint holds (an
+    expert's load balancing bias) are small, real already, and read at once.
     """
     available = reader.names()
+    saved = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in saved and name in available:
+            buffer.copy_(reader.read(name))
     missing: set[str] = set()
     found: set[int] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -107,12 +153,50 @@ def is_deferred(parameter: Tensor) -> bool:
 
 
 def read_deferred(parameter: Tensor) -> Tensor:
-    """Read the values of a deferred parameter: its shape and dtype, on the CPU."""
+    """Read the values of a deferred parameter: its shape and dtype, on the CPU.
+
+    Raises:
+        ModelError: the file holds another shape.
+    """
     reader, name = getattr(parameter, _ATTRIBUTE)
     values: Tensor = reader.read(name)
-    if values.shape != parameter.shape:
-        raise ValueError(f"{name} has shape {tuple(values.shape)} in the file, {tuple(parameter.shape)} in the model")
+    _check_shape(name, values.shape, parameter)
     return values.to(parameter.dtype)
+
+
+class ParameterSource:
+    """The values of any parameter: read from its file if it is deferred, its own if not."""
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """Return the values, on the CPU or where the parameter is."""
+        return read_deferred(parameter) if is_deferred(parameter) else parameter.detach()
+
+    def read_stored(self, parameter: Tensor) -> Stored | None:
+        """Return the form that a quantised checkpoint has them in, or None where it has not, or they have changed."""
+        place = getattr(parameter, _ATTRIBUTE, None) or getattr(parameter, _ORIGIN, None)
+        if place is None:
+            return None
+        reader, name = place
+        stored: Stored | None = reader.read_stored(name)
+        if stored is None:
+            return None
+        _check_shape(name, torch.Size(stored.shape), parameter)
+        # An adapter that starts from a factorisation of a weight changes it.
+        as_read = is_deferred(parameter) or torch.equal(stored.dequantize(parameter.dtype), parameter.detach().cpu())
+        return stored if as_read else None
+
+
+def was_stored(parameter: Tensor) -> bool:
+    """Whether a parameter that is read now was stored in few bits in its checkpoint."""
+    return hasattr(parameter, _ORIGIN)
+
+
+def _check_shape(name: str, shape: torch.Size, parameter: Tensor) -> None:
+    if shape != parameter.shape:
+        raise ModelError(
+            f"{name} has shape {tuple(shape)} in the file, and {tuple(parameter.shape)} in the model that its "
+            "config.json describes: they do not belong together."
+        )
 
 
 def deferred_parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
@@ -123,28 +207,21 @@ def deferred_parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.
                 yield owner, name, parameter
 
 
-Place = Callable[[nn.Module, str, Tensor], bool]
-"""Takes (owner, attribute name, values); stores them itself and returns True, or returns False to decline."""
-
-
-def materialize_(module: nn.Module, device: torch.device, place: Place | None = None) -> None:
+def materialize_(module: nn.Module, device: torch.device) -> None:
     """Read every deferred parameter, one at a time, and put it where it belongs.
 
     Args:
         module: changed in place.
-        device: where plain parameters go.
-        place: a storage plugin's own way of keeping frozen weights; it is asked first for each frozen parameter.
+        device: where the parameters go.
     """
     done: dict[int, nn.Parameter] = {}
     keep_alive: list[nn.Parameter] = []  # ids are only unique among living objects
     for owner, name, parameter in deferred_parameters(module):
-        if id(parameter) in done:
-            setattr(owner, name, done[id(parameter)])
-            continue
-        values = read_deferred(parameter)
-        if place is not None and not parameter.requires_grad and place(owner, name, values):
-            continue
-        real = nn.Parameter(values.to(device), requires_grad=parameter.requires_grad)
-        setattr(owner, name, real)
-        done[id(parameter)] = real
-        keep_alive.append(parameter)
+        if id(parameter) not in done:
+            values = read_deferred(parameter).to(device)
+            done[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            reader, tensor_name = getattr(parameter, _ATTRIBUTE)
+            if reader.stores(tensor_name):
+                setattr(done[id(parameter)], _ORIGIN, (reader, tensor_name))
+            keep_alive.append(parameter)
+        setattr(owner, name, done[id(parameter)])

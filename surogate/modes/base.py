@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import lightning.pytorch as pl
 import torch
@@ -31,11 +31,14 @@ from surogate.models import export, isolation, lora
 from surogate.models.freeze import freeze_
 from surogate.models.hidden import base_model, head_error
 from surogate.models.inference import generate_ids
-from surogate.models.load import load_model
-from surogate.models.merge import MergeReport, merge_trained
+from surogate.models.load import load_model, quantisation_of
+from surogate.models.merge import MergeReport
+from surogate.models.prequantised import check_can_train
 from surogate.models.source import ModelSource
 from surogate.models.stacks import carry_below, locate_adapter
+from surogate.models.stored_merge import StoredMergeReport
 from surogate.modes.master_weights import MasterWeights
+from surogate.modes.merging import merge_run
 from surogate.modes.optimizers import build_optimizer
 from surogate.modes.schedules import learning_rate_factor
 from surogate.modes.validation import TokenMetrics
@@ -96,8 +99,14 @@ class CausalLMModule(pl.LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        wants_meta = getattr(self.trainer.precision_plugin, "defers_loading", False) and self.lora_spec.enabled
-        defer = wants_meta and not lora.needs_base_weights(self.lora_spec)
+        is_quantised = self._is_quantised()
+        wants_meta = is_quantised or getattr(self.trainer.precision_plugin, "defers_loading", False)
+        defer = wants_meta and self.lora_spec.enabled and not lora.needs_base_weights(self.lora_spec)
+        if is_quantised and self.lora_spec.enabled and not defer:
+            _say(
+                f"This adapter starts from the weights of {self.model_spec.source}, so all of them are dequantised "
+                "once; layers that the start changes (init_lora_weights, adapter_path) stay so."
+            )
         torch.manual_seed(_run_seed())  # of random weights
         model: Any = load_model(self.model_spec, self.trainer.strategy.root_device, defer=defer)
         if self.lora_spec.enabled:
@@ -114,6 +123,16 @@ class CausalLMModule(pl.LightningModule):
         if self.model_spec.recompute:
             base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = model.train()
+
+    def _is_quantised(self) -> bool:
+        """Whether the checkpoint is quantised; refuses what cannot be done with it."""
+        method = quantisation_of(self.model_spec)
+        if method is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            storage = getattr(self.trainer.precision_plugin, "storage", None)
+            check_can_train(
+                self.model_spec, method, adapter=self.lora_spec.enabled, storage=storage.name if storage else None
+            )
+        return method is not None
 
     def _check_trained_dtype(self, model: nn.Module) -> None:
         is_half = any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad)
@@ -173,6 +192,11 @@ class CausalLMModule(pl.LightningModule):
                 f"The longest row has {longest} tokens, and {self.model_spec.source} knows {positions} positions. "
                 "Lower max_length (or sequence_len), or set max_model_len together with rope_scaling."
             )
+
+    @override
+    def cpu(self) -> Self:
+        """Leave weights that were never read where they are: Lightning calls this when a start fails, too."""
+        return self if any(parameter.is_meta for parameter in self.parameters()) else super().cpu()
 
     # ---- the step
 
@@ -335,9 +359,9 @@ class CausalLMModule(pl.LightningModule):
         """Write the trained model and its tokenizer as a complete folder; only where there is no adapter."""
         export.save_model(self.model, folder, tokenizer)
 
-    def save_merged_model(self, folder: Path, tokenizer: Any) -> MergeReport:
+    def save_merged_model(self, folder: Path, tokenizer: Any) -> MergeReport | StoredMergeReport:
         """Write the base with the trained adapter merged into it as a complete folder."""
-        return merge_trained(self.model, self.model_spec, self.lora_spec, folder, tokenizer)
+        return merge_run(self, folder, tokenizer)
 
 
 def _run_seed() -> int:

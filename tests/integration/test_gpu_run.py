@@ -1,4 +1,4 @@
-"""A whole LoRA run on one GPU, in bfloat16, through the command line."""
+"""Whole LoRA and QLoRA runs on one GPU, in bfloat16, through the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from surogate.cli.main import main
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_gpu_learns_in_bfloat16_with_recompute(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"qlora_bnb": True}, {"qlora_fp8": True}, {"qlora_fp4": True}], ids=str)
+def test_a_run_on_a_gpu_learns_in_bfloat16_with_recompute(tmp_path: Path, changes: dict[str, bool]) -> None:
     words = [f"w{i}" for i in range(20)]
     save_tiny_model(tmp_path / "model", vocab_size=32, hidden_size=64, head_dim=16, initializer_range=0.1)
     save_word_tokenizer(tmp_path / "model", words)
@@ -27,6 +28,7 @@ def test_a_run_on_a_gpu_learns_in_bfloat16_with_recompute(tmp_path: Path) -> Non
         "sequence_len": 128,
         "num_epochs": 20,
         "learning_rate": 0.01,
+        **changes,
     }
     (tmp_path / "run.yaml").write_text(json.dumps(config))
     assert main(["sft", str(tmp_path / "run.yaml")]) == 0

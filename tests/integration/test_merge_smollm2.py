@@ -16,9 +16,12 @@ from transformers import AutoModelForCausalLM
 from surogate.config.parts import LoraSpec, ModelSpec
 from surogate.data.tokenizers import load_tokenizer
 from surogate.models import lora
-from surogate.models.inference import FoundModel
+from surogate.models.inference import FoundModel, load_for_inference
 from surogate.models.load import load_model
-from surogate.models.merge import LOGIT_TOLERANCE, merge
+from surogate.models.merge import LOGIT_TOLERANCE, built_in_rows, merge
+from surogate.models.stored_base import StoredBase
+from surogate.models.stored_merge import Wanted, merge_stored
+from surogate.quant.nf4 import Nf4Format
 
 COUNTRIES = (
     "France Italy Spain Norway Sweden Finland Denmark Iceland Ireland Poland Austria Hungary Greece Turkey Egypt Kenya "
@@ -91,3 +94,26 @@ def test_a_merge_in_sixteen_bits_says_what_rounding_did(found: FoundModel, tmp_p
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
     assert 0.01 < report.rounding_error < 0.5 and report.top1_agreement > 0.9
     assert report.mean_kl < 0.01 < report.update_kl
+
+
+def test_an_adapter_of_the_nf4_base_has_three_targets_and_transformers_loads_the_requantised_one(
+    found: FoundModel, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(found.tokenizer)
+    base, tables = StoredBase(storage=Nf4Format(), original=found.base), []
+    rows, wanted = built_in_rows(tokenizer), Wanted(target="requantized", dtype="float32", force=True)
+    merge_stored(found, base, rows, tmp_path / "merged", tokenizer, wanted, show=tables.append)
+    (table,) = tables
+    drifts = table.targets
+    assert drifts["dequantized"].mean_kl < 1e-7
+    # NF4 costs this model more than so small an adapter does, and the original weights say so.
+    assert table.recommended == "original" and drifts["original"].loss < table.loss - 0.2
+    assert 0.1 < drifts["requantized"].mean_kl < 1
+
+    ours = load_for_inference(FoundModel(base=str(tmp_path / "merged"), tokenizer=""))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert theirs.is_loaded_in_4bit
+    ids = torch.tensor([tokenizer(PROMPTS[0]).input_ids])
+    with torch.no_grad():
+        expected, got = ours(ids).logits, theirs(ids).logits
+    assert ((got - expected).abs().max() / expected.abs().max()).item() < LOGIT_TOLERANCE

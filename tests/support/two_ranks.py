@@ -1,4 +1,4 @@
-"""Run one step on two gloo ranks and write rank 0's metrics: `two_ranks.py MODEL_FOLDER OUT.json KIND`."""
+"""Run steps on two gloo ranks and write rank 0's metrics of the last: `two_ranks.py MODEL_FOLDER OUT.json KIND`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
 from surogate.modes import SftModule
+from surogate.precision import RecipePrecision
 
 
 def module_of(kind: str, model_folder: str) -> SftModule:
-    """The module to train: `adapter`, `weights`, or `master weights`, which are float64 here."""
+    """The module to train: `adapter`, `weights`, `master weights`, which are float64 here, or `fp8 weights`."""
     optim = OptimSpec(name="adamw", learning_rate=5e-3, schedule="constant", weight_decay=0.0)
     if kind == "master weights":
         optim = replace(optim, master_dtype="float64")  # type: ignore[arg-type]  # wider than any that a user may set
@@ -33,10 +34,12 @@ def main(model_folder: str, out: str, kind: str) -> None:
     torch.manual_seed(0)
     module = module_of(kind, model_folder)
     recorder = Recorder()
-    trainer = quiet_trainer(recorder, devices=2, strategy="ddp", use_distributed_sampler=False)
-    trainer.fit(module, DataLoader([shares[rank]], batch_size=None))
+    plugin = RecipePrecision("fp8_hybrid", {"emulate": True}) if kind == "fp8 weights" else RecipePrecision()
+    num_steps = 3 if kind == "fp8 weights" else 1  # of which the second is the first with scales from a history
+    trainer = quiet_trainer(recorder, devices=2, strategy="ddp", use_distributed_sampler=False, plugins=[plugin])
+    trainer.fit(module, DataLoader([shares[rank]] * num_steps, batch_size=None))
     if trainer.is_global_zero:
-        Path(out).write_text(json.dumps(recorder.steps[0]))
+        Path(out).write_text(json.dumps(recorder.steps[-1]))
 
 
 if __name__ == "__main__":

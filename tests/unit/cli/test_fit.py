@@ -125,6 +125,21 @@ def test_options_win_over_files_and_later_files_over_earlier_ones(nested, tmp_pa
     assert saved["trainer"]["max_steps"] == 3
 
 
+@pytest.mark.parametrize(
+    ("init_args", "error", "sentence"),
+    [
+        ({"recipe": "fp7"}, ConfigError, r"^recipe must be one of bf16, fp8_hybrid, nvfp4"),
+        ({"recipe_options": {"emulat": True}}, ConfigError, r"^recipe bf16: emulat is not a field"),
+        ({"recipe": "fp8_hybrid"}, HardwareError, r"^recipe: fp8_hybrid computes in float8_e4m3 on tensor cores"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused_before_data_and_model_are_read(nested, init_args, error, sentence):
+    nested["trainer"]["plugins"] = [{"class_path": "surogate.precision.RecipePrecision", "init_args": init_args}]
+    with pytest.raises(error, match=sentence):
+        launch(nested)
+    assert not starts() and not Path("out").exists()
+
+
 def test_the_tokenizer_is_the_models_unless_it_is_set(nested):
     launch(nested)
     nested["data"]["init_args"] = {"tokenizer": "another"}

@@ -10,6 +10,17 @@ CONTRADICTIONS = [
     ("rope_scaling: yarn", "rope_scaling: yarn needs max_model_len"),
     ("qlora_bnb: true\nlora: false", "qlora_bnb needs lora: true"),
     ("qlora_bnb: true\nqlora_fp8: true", "qlora_bnb and qlora_fp8 exclude each other"),
+    ("qlora_bnb_block_size: 128", "qlora_bnb_block_size needs qlora_bnb: true"),
+    ("qlora_fp8: true\nqlora_four_over_six: false", "qlora_four_over_six needs qlora_fp4: true"),
+    ("recipe: fp7", "recipe must be one of bf16, fp8_hybrid, nvfp4, or the path of a YAML file, got 'fp7'"),
+    ("recipe: mine.yaml", "mine.yaml cannot be read"),
+    ("fp8_margin: 1", "fp8_margin needs recipe: fp8_hybrid; this run has recipe: bf16"),
+    ("recipe: nvfp4\nfp8_amax_history: 8", "fp8_amax_history needs recipe: fp8_hybrid"),
+    ("recipe: fp8_hybrid\nno_fp4_stochastic_rounding: true", "no_fp4_stochastic_rounding needs recipe: nvfp4"),
+    ("recipe: fp8_hybrid\nmatmul_dtype: float32", "matmul_dtype needs recipe: bf16"),
+    ("recipe_emulate: true", "recipe_emulate needs recipe: fp8_hybrid or nvfp4; bf16 computes everywhere"),
+    ("recipe: nvfp4\nfp4_backend: scaled_mm\nrecipe_emulate: true", "fp4_backend: scaled_mm asks for the tensor core"),
+    ("skip_quant_last_layers: 1", "skip_quant_last_layers needs one of qlora_bnb, qlora_fp8, qlora_fp4"),
     ("from_scratch: true", "from_scratch needs lora: false"),
     ("freeze_modules: [lm_head]", "freeze_modules needs lora: false"),
     ("master_dtype: fp32", "master_dtype needs lora: false"),
@@ -22,7 +33,7 @@ CONTRADICTIONS = [
     ("adapter_init_mode: trainable", "adapter_init_mode: trainable needs adapter_path"),
     ("lora_target_modules: [q_proj]\nmodules_to_save: [q_proj]", "q_proj stands in lora_target_modules and in"),
     ("lora_target_modules: []", "lora_target_modules is empty"),
-    ("init_lora_weights: loftq", "init_lora_weights: loftq is refused: it needs a quantised base"),
+    ("init_lora_weights: loftq", "init_lora_weights: loftq is refused: it is planned for"),
     ("init_lora_weights: eva", "init_lora_weights: eva is refused: initialisation from the training data"),
     ("init_lora_weights: corda", "init_lora_weights: corda is refused: initialisation from the training data"),
     (
@@ -73,6 +84,10 @@ ACCEPTED = [
     "init_lora_weights: olora",
     "init_lora_weights: orthogonal",
     "init_lora_weights: mica",
+    "precision_canary_steps: 5",  # a hub repository may be quantised
+    "precision_canary_steps: 5\nqlora_bnb: true",
+    "precision_canary_steps: 5\nrecipe: nvfp4",
+    "precision_canary_steps: 5\nmatmul_dtype: bfloat16",
 ]
 
 
@@ -116,6 +131,20 @@ def test_text_can_be_split_and_conversations_cannot(read, problems):
 
 def test_an_auto_dataset_may_name_columns_of_any_chat_type(read):
     assert read(whole="model: m\ndatasets: [{path: rows.jsonl, output_field: a}]\n")
+
+
+@pytest.mark.parametrize("config", ["{}", '{"quantization_config": {"quant_method": "fp8"}}'])
+def test_a_canary_needs_something_to_watch(read, problems, tmp_path, config):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(config)
+    lines = "model: ./model\ndatasets: [{path: rows.jsonl}]\nprecision_canary_steps: 5\n"
+    if config != "{}":
+        assert read(whole=lines)
+        return
+    assert problems(whole=lines) == [
+        "cfg.yaml:3: precision_canary_steps needs something to watch: one of qlora_bnb, qlora_fp8, qlora_fp4, a base "
+        "that is quantised, or another recipe than bf16."
+    ]
 
 
 def test_an_empty_list_of_datasets_is_told(problems):

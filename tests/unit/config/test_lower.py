@@ -70,12 +70,21 @@ OTHER_VALUES: dict[str, Any] = {
     0.7, "truncation_strategy": "left", "max_length": 7, "use_chat_template": False, "template": "t", "system": "s",
     "response_prefix": "p", "loss_scale": "all", "gpus": 7, "report_to": ["wandb"], "wandb_project": "p",
     "wandb_name": "n", "wandb_group": "g", "wandb_tags": ["t"], "wandb_mode": "offline", "hub_token": "t",
+    "qlora_bnb": True, "qlora_bnb_block_size": 128, "qlora_bnb_double_quant": False, "qlora_fp8": True,
+    "qlora_block_size": 64, "qlora_fp4": True, "qlora_four_over_six": False, "skip_quant_first_layers": 7,
+    "skip_quant_last_layers": 7, "recipe_emulate": True, "matmul_dtype": "float32", "gradient_dtype": "float32",
+    "fp8_amax_history": 7, "fp8_amax_compute_algo": "most_recent", "fp8_margin": 7, "fp4_backend": "emulate",
+    "no_fp4_stochastic_rounding": True, "precision_canary_steps": 7,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("key", keys_of(SftConfig))
 def test_every_flat_key_changes_what_runs(key):
-    base = {"report_to": ["wandb"]} if key.startswith(("wandb", "run_name")) else {}
+    needed = {"wandb": "report_to", "run_name": "report_to", "qlora_bnb_": "qlora_bnb", "qlora_block": "qlora_fp8",
+        "qlora_four": "qlora_fp4", "skip_quant": "qlora_bnb"}  # fmt: skip
+    base = {
+        name: ["wandb"] if name == "report_to" else True for prefix, name in needed.items() if key.startswith(prefix)
+    }
     before, after = config(**base), config(**base, **{key: OTHER_VALUES[key]})
     assert (to_lightning(before, {}), to_environment(before)) != (to_lightning(after, {}), to_environment(after))
 
@@ -90,6 +99,15 @@ def test_precision_is_the_plugins_business():
     trainer = lowered()["trainer"]
     assert "precision" not in trainer
     assert trainer["plugins"] == [{"class_path": "surogate.precision.RecipePrecision", "init_args": {"recipe": "bf16"}}]
+
+
+def test_keys_of_a_recipe_become_its_options_under_every_plugin():
+    options = {"recipe": "fp8_hybrid", "recipe_options": {"emulate": True, "margin": 1}}
+    plain = lowered(recipe="fp8_hybrid", recipe_emulate=True, fp8_margin=1)["trainer"]["plugins"][0]
+    assert plain == {"class_path": "surogate.precision.RecipePrecision", "init_args": options}
+    stored = lowered(recipe="fp8_hybrid", recipe_emulate=True, fp8_margin=1, qlora_bnb=True)["trainer"]["plugins"][0]
+    assert stored["class_path"] == "surogate.precision.Nf4Precision"
+    assert options.items() <= stored["init_args"].items()
 
 
 def test_max_steps_wins_over_epochs():

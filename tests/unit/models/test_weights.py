@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from support.tiny import save_tiny_model
-from torch import Tensor, nn
+from torch import nn
 
 from surogate.config.parts import LoraSpec, ModelSpec
 from surogate.models import lora
@@ -41,41 +39,6 @@ def test_a_deferred_model_with_an_adapter_becomes_the_one_loaded_at_once_bit_for
     assert torch.equal(at_once(ids).logits, deferred(ids).logits)  # rotary tables too
     base = deferred.get_base_model()
     assert (base.get_output_embeddings().weight is base.get_input_embeddings().weight) == tied
-
-
-def test_one_tensor_at_a_time_is_alive_while_a_plugin_stores_frozen_weights_its_own_way(tmp_path: Path) -> None:
-    """What makes the peak `quantised model + one layer`: nothing keeps a tensor once it is placed."""
-    model = adapted(save_tiny_model(tmp_path), defer=True)
-    alive: list[weakref.ref[Tensor]] = []
-    most = 0
-
-    def as_int8(owner: nn.Module, name: str, values: Tensor) -> bool:
-        nonlocal most
-        gc.collect()
-        if not isinstance(owner, nn.Linear):
-            return False
-        alive.append(weakref.ref(values))
-        most = max(most, sum(ref() is not None for ref in alive))
-        scale = values.abs().amax() / 127
-        delattr(owner, name)
-        owner.register_buffer("weight", (values / scale).round().to(torch.int8))
-        return True
-
-    materialize_(model, CPU, as_int8)
-    linear = [
-        m for n, m in model.named_modules() if isinstance(m, nn.Linear) and "lora" not in n and "lm_head" not in n
-    ]
-    assert len(linear) == 14 and all(m.weight.dtype == torch.int8 for m in linear)
-    assert len(alive) >= 14 and most == 1
-
-
-def test_an_adapter_is_never_handed_to_the_storage_plugin(tmp_path: Path) -> None:
-    model = adapted(save_tiny_model(tmp_path), defer=True)
-    names: list[str] = []
-    materialize_(model, CPU, lambda owner, name, values: bool(names.append(name)) and False)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    assert trained and all(p.dtype == torch.float32 and not p.is_meta for p in trained)
-    assert len(names) == sum(1 for p in model.parameters() if not p.requires_grad)
 
 
 def test_a_checkpoint_that_does_not_map_one_to_one_is_loaded_at_once(tmp_path: Path) -> None:

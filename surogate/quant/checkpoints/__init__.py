@@ -1,0 +1,1 @@
+"""Checkpoints whose weights are quantised already, as the formats' owners write them: reading and writing."""

@@ -1,0 +1,271 @@
+"""Storing a model's frozen linear layers in few bits, one at a time, in place.
+
+What is converted: every `nn.Linear` whose weight requires no gradient. Adapters train, so they are never converted, and
+no names need be known; the LM head and what shares its weights with another module stay as they are. A layer whose
+checkpoint is quantised already keeps that form, whatever the storage.
+
+The one idea: a layer is read, stored and let go before the next is read, so memory peaks at the stored model plus one
+layer. What is not here: reading (the caller passes a `Source`), and deciding on a format (precision/storage.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from surogate.errors import ConfigError, ModelError
+from surogate.quant.experts import PROJECTIONS, FrozenQuantExperts, StoredExperts, expert_layers
+from surogate.quant.linear import FrozenQuantLinear
+from surogate.quant.stored import StorageFormat, StoredWeight
+
+
+class Source(Protocol):
+    """Where the values of parameters come from."""
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """Return a parameter's values, wherever they are."""
+        ...
+
+    def read_stored(self, parameter: Tensor) -> StoredWeight | StoredExperts | None:
+        """Return them as a quantised checkpoint stores them, or None where it does not."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """Which layers stay as they are, besides the LM head.
+
+    Attributes:
+        first_layers: decoder layers at the front.
+        last_layers: decoder layers at the end.
+        modules: names of modules, ends of names, or regular expressions of either.
+    """
+
+    first_layers: int = 0
+    last_layers: int = 0
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Conversion:
+    """What was stored.
+
+    Attributes:
+        formats: number of layers by format.
+        num_weights: elements of the stored layers.
+        num_bytes: that their codes and scales take.
+        num_bytes_before: that they would take unquantised.
+        kept: why a frozen linear layer stays as it is, by name.
+    """
+
+    formats: Counter[str] = field(default_factory=Counter)
+    num_weights: int = 0
+    num_bytes: int = 0
+    num_bytes_before: int = 0
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def add(self, stored: StoredWeight, name: str, dtype: torch.dtype) -> None:
+        """Count a stored layer."""
+        self.formats[name] += 1
+        self.num_weights += stored.shape[0] * stored.shape[1]
+        self.num_bytes += stored.num_bytes
+        self.num_bytes_before += stored.shape[0] * stored.shape[1] * dtype.itemsize
+
+    def __str__(self) -> str:
+        layers = ", ".join(f"{count} linear layers in {name}" for name, count in self.formats.items())
+        bits = 8 * self.num_bytes / max(1, self.num_weights)
+        sizes = f"{_mib(self.num_bytes)} instead of {_mib(self.num_bytes_before)}"
+        text = f"Stored {layers}: {sizes} ({bits:.2f} bits a weight)"
+        if self.kept:
+            shown = [f"{name} ({why})" for name, why in list(self.kept.items())[:3]]
+            more = f", and {len(self.kept) - 3} more" if len(self.kept) > 3 else ""
+            text += f"; not quantised: {', '.join(shown)}{more}"
+        return f"{text}."
+
+
+def convert_(
+    model: nn.Module,
+    storage: StorageFormat | None,
+    skip: Skip,
+    *,
+    device: torch.device,
+    source: Source,
+    num_layers: int | None = None,
+    progress: Callable[[list[FrozenLayer]], Iterator[FrozenLayer]] = iter,
+) -> Conversion:
+    """Replace frozen linear layers by FrozenQuantLinear.
+
+    Args:
+        model: changed in place.
+        storage: what a layer is stored in; None stores only what the checkpoint has stored already.
+        skip: which layers stay as they are.
+        device: where weights are quantised, and stay.
+        source: gives the values of parameters.
+        num_layers: decoder layers of the model, where it says so.
+        progress: iterates over the layers and shows it.
+
+    Raises:
+        ConfigError: a skip entry matches nothing, or everything is skipped.
+        ModelError: a weight is broken.
+    """
+    layers = list(frozen_layers(model))
+    kept = layers_to_keep(model, [layer.name for layer in layers], skip, num_layers) if storage else {}
+    conversion = Conversion()
+    for layer in progress(layers):
+        linear, dtype = layer.module, layer.module.weight.dtype
+        stored = _stored(layer, storage, kept, source, device)
+        if isinstance(stored, str):
+            conversion.kept[layer.name] = stored
+            continue
+        bias = None if linear.bias is None else source.read(linear.bias).to(device, dtype)
+        layer.replace(FrozenQuantLinear(stored, bias, dtype))
+        conversion.add(stored, storage.name if storage else stored.format_name, dtype)
+    _convert_experts_(model, device, source, conversion)
+    if storage is not None and not conversion.formats:
+        raise ConfigError(
+            f"No linear layer of this model can be stored in {storage.name}: {_reasons(conversion.kept)}."
+        )
+    return conversion
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """A frozen linear layer and its place.
+
+    Attributes:
+        name: full name, without what wrappers around the model add to it.
+        module: the layer.
+        parent: the module that holds it.
+        attribute: its name there.
+    """
+
+    name: str
+    module: nn.Linear
+    parent: nn.Module
+    attribute: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight."""
+        return self.module.out_features, self.module.in_features
+
+    def replace(self, module: nn.Module) -> None:
+        """Put another module in the layer's place."""
+        setattr(self.parent, self.attribute, module)
+
+
+def frozen_layers(model: nn.Module) -> Iterator[FrozenLayer]:
+    """Yield the frozen linear layers whose weights are theirs alone."""
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    names = {id(module): name for name, module in model.named_modules()}
+    for parent in list(model.modules()):
+        for attribute, module in list(parent.named_children()):
+            is_linear = type(module) is nn.Linear
+            if is_linear and not module.weight.requires_grad and owners[id(module.weight)] == 1:
+                name = _plain(".".join(filter(None, [names[id(parent)], attribute])))
+                yield FrozenLayer(name, module, parent, attribute)  # type: ignore[arg-type]
+
+
+def _plain(name: str) -> str:
+    """Leave out what Lightning and PEFT put around a module's name."""
+    return (
+        re.sub(r"^(model\.)?(base_model\.model\.)?", "", name)
+        .removesuffix(".base_layer")
+        .removesuffix(".original_module")
+    )
+
+
+def _stored(
+    layer: FrozenLayer, storage: StorageFormat | None, kept: dict[str, str], source: Source, device: torch.device
+) -> StoredWeight | str:
+    """Return the layer's weight in few bits, or why it stays as it is."""
+    weight = layer.module.weight
+    stored = source.read_stored(weight)
+    if stored is not None:
+        assert isinstance(stored, StoredWeight)
+        return stored.to(device)
+    if storage is None:
+        return "not quantised in the checkpoint"
+    reason = kept.get(layer.name) or storage.misfit(layer.shape)
+    if reason:
+        return reason
+    values = source.read(weight).to(device)
+    try:
+        return storage.quantize(values)
+    except ModelError as error:
+        raise ModelError(f"{layer.name}.weight: {error}.") from error
+
+
+def _convert_experts_(model: nn.Module, device: torch.device, source: Source, conversion: Conversion) -> None:
+    """Replace mixtures of experts that the checkpoint has in few bits."""
+    for parent, attribute, experts in expert_layers(model):
+        parameters = [getattr(experts, name) for name in PROJECTIONS]
+        gate_up, down = (source.read_stored(parameter) for parameter in parameters)
+        if isinstance(gate_up, StoredExperts) and isinstance(down, StoredExperts):
+            setattr(parent, attribute, FrozenQuantExperts(experts, gate_up.to(device), down.to(device)))
+            for weight in (*gate_up, *down):
+                conversion.add(weight, weight.format_name, parameters[0].dtype)
+
+
+def layers_to_keep(model: nn.Module, names: list[str], skip: Skip, num_layers: int | None) -> dict[str, str]:
+    """Return why layers stay as they are, by name.
+
+    Args:
+        model: whose LM head is among them.
+        names: of its frozen layers.
+        skip: further ones.
+        num_layers: decoder layers of the model, where it says so.
+
+    Raises:
+        ConfigError: a skip entry matches nothing, or everything is skipped.
+    """
+    kept = {name: "the LM head" for name in names if name == _head_name(model)}
+    if skip.first_layers or skip.last_layers:
+        prefixes = _decoder_layers(model, num_layers)
+        if skip.first_layers + skip.last_layers >= len(prefixes):
+            raise ConfigError(
+                f"skip_quant_first_layers {skip.first_layers} and skip_quant_last_layers {skip.last_layers} leave none "
+                f"of the {len(prefixes)} decoder layers to quantise. Lower them."
+            )
+        outer = prefixes[: skip.first_layers] + prefixes[len(prefixes) - skip.last_layers :]
+        kept |= {name: "skipped" for name in names if name.startswith(tuple(f"{prefix}." for prefix in outer))}
+    for entry in skip.modules:
+        pattern = re.compile(rf"(.*\.)?({entry})(\..*)?")
+        matching = [name for name in names if pattern.fullmatch(name)]
+        if not matching:
+            raise ConfigError(
+                f"skip_modules: no frozen linear layer of this model is named {entry}; there are, for example, "
+                f"{', '.join(names[:3])}."
+            )
+        kept |= dict.fromkeys(matching, "skipped")
+    return kept
+
+
+def _head_name(model: nn.Module) -> str | None:
+    for module in model.modules():
+        head = getattr(module, "get_output_embeddings", None)
+        if head is not None and (found := head()) is not None:
+            return next((_plain(name) for name, other in model.named_modules() if other is found), None)
+    return None
+
+
+def _decoder_layers(model: nn.Module, num_layers: int | None) -> list[str]:
+    """Return the names of the decoder layers, in order."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return [f"{_plain(name)}.{index}" for index in range(len(module))]
+    raise ConfigError("skip_quant_first_layers and skip_quant_last_layers: this model has no list of decoder layers.")
+
+
+def _reasons(kept: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in list(kept.items())[:3]) or "it has no frozen linear layers"
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.1f} MiB"
