@@ -114,7 +114,8 @@ def merge_stored(
             cannot be made or is too far from what trained. Nothing is written then.
         CheckpointError: the disk is full.
     """
-    check_target(found, folder, wanted.force)
+    for source in {found.base, base.original or found.base}:
+        check_target(replace(found, base=source), folder, wanted.force)
     drafts = folder.with_name(f"{folder.name}.targets.tmp")
     shutil.rmtree(drafts, ignore_errors=True)
     try:

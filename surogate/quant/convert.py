@@ -61,14 +61,18 @@ class Conversion:
         num_weights: elements of the stored layers.
         num_bytes: that their codes and scales take.
         num_bytes_before: that they would take unquantised.
-        kept: why a frozen linear layer stays as it is, by name.
+        num_weights_left: elements of frozen matrices that are not stored; embeddings and LM head are not counted.
+        kept: why a frozen matrix stays as it is, by name.
+        is_new: whether layers were quantised here, and not by who made the checkpoint.
     """
 
     formats: Counter[str] = field(default_factory=Counter)
     num_weights: int = 0
     num_bytes: int = 0
     num_bytes_before: int = 0
+    num_weights_left: int = 0
     kept: dict[str, str] = field(default_factory=dict)
+    is_new: bool = True
 
     def add(self, stored: StoredWeight, name: str, dtype: torch.dtype) -> None:
         """Count a stored layer."""
@@ -81,7 +85,11 @@ class Conversion:
         layers = ", ".join(f"{count} linear layers in {name}" for name, count in self.formats.items())
         bits = 8 * self.num_bytes / max(1, self.num_weights)
         sizes = f"{_mib(self.num_bytes)} instead of {_mib(self.num_bytes_before)}"
-        text = f"Stored {layers}: {sizes} ({bits:.2f} bits a weight)"
+        verb = "Stored" if self.is_new else "Taken as the checkpoint stores them:"
+        text = f"{verb} {layers}: {sizes} ({bits:.2f} bits a weight)"
+        if self.num_weights_left > self.num_weights:  # most experts of mixtures, for one, are no linear layers
+            share = self.num_weights_left / (self.num_weights_left + self.num_weights)
+            text += f"; {share:.0%} of the frozen weights stay as they are"
         if self.kept:
             shown = [f"{name} ({why})" for name, why in list(self.kept.items())[:3]]
             more = f", and {len(self.kept) - 3} more" if len(self.kept) > 3 else ""
@@ -116,7 +124,7 @@ def convert_(
     """
     layers = list(frozen_layers(model))
     kept = layers_to_keep(model, [layer.name for layer in layers], skip, num_layers) if storage else {}
-    conversion = Conversion()
+    conversion = Conversion(is_new=storage is not None)
     for layer in progress(layers):
         linear, dtype = layer.module, layer.module.weight.dtype
         stored = _stored(layer, storage, kept, source, device)
@@ -127,11 +135,27 @@ def convert_(
         layer.replace(FrozenQuantLinear(stored, bias, dtype))
         conversion.add(stored, storage.name if storage else stored.format_name, dtype)
     _convert_experts_(model, device, source, conversion)
+    _count_left(model, conversion)
     if storage is not None and not conversion.formats:
         raise ConfigError(
             f"No linear layer of this model can be stored in {storage.name}: {_reasons(conversion.kept)}."
         )
     return conversion
+
+
+def _count_left(model: nn.Module, conversion: Conversion) -> None:
+    """Count the frozen matrices that were not stored, and name those that are not linear layers."""
+    head = _head_name(model)
+    for module_name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or _plain(module_name) == head:
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            full_name = _plain(f"{module_name}.{name}")
+            if parameter.requires_grad or parameter.ndim < 2:
+                continue
+            conversion.num_weights_left += parameter.numel()
+            if not isinstance(module, nn.Linear) and conversion.is_new:
+                conversion.kept[full_name] = f"of a {type(module).__name__}"
 
 
 @dataclass(frozen=True)
@@ -236,7 +260,10 @@ def layers_to_keep(model: nn.Module, names: list[str], skip: Skip, num_layers: i
         outer = prefixes[: skip.first_layers] + prefixes[len(prefixes) - skip.last_layers :]
         kept |= {name: "skipped" for name in names if name.startswith(tuple(f"{prefix}." for prefix in outer))}
     for entry in skip.modules:
-        pattern = re.compile(rf"(.*\.)?({entry})(\..*)?")
+        try:
+            pattern = re.compile(rf"(.*\.)?({entry})(\..*)?")
+        except re.error as error:
+            raise ConfigError(f"skip_modules: {entry} is neither a name nor a regular expression: {error}.") from error
         matching = [name for name in names if pattern.fullmatch(name)]
         if not matching:
             raise ConfigError(

@@ -30,6 +30,8 @@ COUNTRIES = (
 )
 PROMPTS = [f"Question: What is the capital of {country}?\nAnswer:" for country in COUNTRIES.split()]
 NEW_TOKENS = 12
+BFLOAT16_TOLERANCE = 3e-2
+"""Of logits relative to the largest: bitsandbytes multiplies in bfloat16 on a CPU."""
 
 pytestmark = pytest.mark.slow
 
@@ -116,4 +118,4 @@ def test_an_adapter_of_the_nf4_base_has_three_targets_and_transformers_loads_the
     ids = torch.tensor([tokenizer(PROMPTS[0]).input_ids])
     with torch.no_grad():
         expected, got = ours(ids).logits, theirs(ids).logits
-    assert ((got - expected).abs().max() / expected.abs().max()).item() < LOGIT_TOLERANCE
+    assert ((got - expected).abs().max() / expected.abs().max()).item() < BFLOAT16_TOLERANCE

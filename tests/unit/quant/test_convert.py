@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families import save_family
 from support.tiny import save_tiny_model
 from torch import Tensor, nn
 
@@ -110,6 +112,7 @@ def test_first_and_last_layers_and_named_modules_can_stay_as_they_are(tmp_path: 
     [
         ({"first_layers": 1, "last_layers": 1}, "leave none of the 2 decoder layers to quantise. Lower them"),
         ({"modules": ("q_porj",)}, "no frozen linear layer of this model is named q_porj; there are, for example,"),
+        ({"modules": ("q_proj(",)}, r"skip_modules: q_proj\( is neither a name nor a regular expression"),
         ({"modules": ("self_attn", "mlp")}, "No linear layer of this model can be stored in nf4"),
     ],
 )
@@ -126,6 +129,13 @@ def test_layers_whose_dimensions_do_not_divide_stay_and_are_named(tmp_path: Path
     assert set(conversion.kept) == {"model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"}
     assert "model.layers.0.mlp.down_proj (40 columns are not a multiple of 16)" in str(conversion)
     assert conversion.formats.total() == 12
+
+
+def test_experts_that_stay_as_they_are_are_named_and_their_share_is_told(tmp_path: Path) -> None:
+    model = adapted(save_family(tmp_path, "Qwen3Moe"), target_modules=["q_proj"])
+    text = str(convert(model))
+    assert "model.layers.0.mlp.experts.gate_up_proj (of a Qwen3MoeExperts)" in text
+    assert re.search(r"; [5-9]\d% of the frozen weights stay as they are", text)
 
 
 def test_a_broken_weight_is_named(tmp_path: Path) -> None:
