@@ -22,10 +22,11 @@ from typing_extensions import override
 
 from surogate.callbacks.metrics import MetricsWriter
 from surogate.models.originals import OriginalWeights
-from surogate.quant.compute import RecipeLinear, plain_name
+from surogate.quant.compute import RecipeLinear
 from surogate.quant.compute_fp8 import Fp8Gemm
 from surogate.quant.compute_nvfp4 import Nvfp4Gemm
 from surogate.quant.gemm import CastGemm
+from surogate.quant.layer_names import plain_name
 from surogate.quant.linear import FrozenQuantLinear
 from surogate.quant.taps import LayerTap, grad_cosine, output_snr_db
 

@@ -11,7 +11,6 @@ The one idea: numbers that the chip has no tensor core for are refused unless em
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -25,6 +24,7 @@ from surogate.quant.compute_fp8 import Fp8Gemm, Fp8Scaling
 from surogate.quant.compute_nvfp4 import Nvfp4Gemm
 from surogate.quant.experts import StoredExperts
 from surogate.quant.gemm import CastGemm, Gemm
+from surogate.quant.layer_names import decoder_layers, is_adapter, matching_names, plain_name
 from surogate.quant.linear import FrozenQuantLinear
 
 
@@ -129,7 +129,7 @@ def apply_recipe_(
     if recipe.changes_nothing:
         return done
     found = list(_matrices(model))
-    done.unchanged = _unchanged(recipe, found, _decoder_prefixes(model, num_layers))
+    done.unchanged = _unchanged(recipe, found, [f"{layer}." for layer in decoder_layers(model, num_layers)])
     chosen = [place for place in found if place.name not in done.unchanged]
     if not chosen:
         raise ConfigError(f"recipe: {recipe.name}: no layer of this model can use it: {_reasons(done.unchanged)}.")
@@ -176,18 +176,9 @@ def _matrices(model: nn.Module) -> Iterator[_Place]:
         owns = isinstance(module, FrozenQuantLinear | StoredExperts) or any(
             p.ndim > 1 for p in module.parameters(recurse=False)
         )
-        is_adapter = any(part.startswith("lora_") for part in full_name.split("."))
-        if owns and not is_adapter and not isinstance(module, nn.Embedding):
+        if owns and not is_adapter(full_name) and not isinstance(module, nn.Embedding):
             parent, _, attribute = full_name.rpartition(".")
             yield _Place(plain_name(full_name), module, model.get_submodule(parent), attribute)
-
-
-def _decoder_prefixes(model: nn.Module, num_layers: int | None) -> list[str]:
-    """Return what the names of each decoder layer's modules begin with, in order; empty where there is no such list."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return [f"{plain_name(name)}.{index}." for index in range(len(module))]
-    return []
 
 
 def _unchanged(recipe: Recipe, places: list[_Place], prefixes: list[str]) -> dict[str, str]:
@@ -195,7 +186,9 @@ def _unchanged(recipe: Recipe, places: list[_Place], prefixes: list[str]) -> dic
     first = round(recipe.unchanged_first_fraction * len(prefixes))
     last = round(recipe.unchanged_last_fraction * len(prefixes))
     outer = tuple(prefixes[:first] + prefixes[len(prefixes) - last :])
-    named = _named(recipe, [place.name for place in places])
+    names = [place.name for place in places]
+    key = f"recipe {recipe.name}: unchanged_modules"
+    named = {name for entry in recipe.unchanged_modules for name in matching_names(entry, names, key)}
     reasons = {}
     for place in places:
         if not place.name.startswith(tuple(prefixes)):
@@ -209,33 +202,10 @@ def _unchanged(recipe: Recipe, places: list[_Place], prefixes: list[str]) -> dic
     return reasons
 
 
-def _named(recipe: Recipe, names: list[str]) -> set[str]:
-    found: set[str] = set()
-    for entry in recipe.unchanged_modules:
-        try:
-            pattern = re.compile(rf"(.*\.)?({entry})(\..*)?")
-        except re.error as error:
-            raise ConfigError(f"recipe {recipe.name}: unchanged_modules: {entry} is no expression: {error}.") from error
-        matching = {name for name in names if pattern.fullmatch(name)}
-        if not matching:
-            raise ConfigError(
-                f"recipe {recipe.name}: unchanged_modules: no layer of this model is named {entry}; there are, for "
-                f"example, {', '.join(names[:3])}."
-            )
-        found |= matching
-    return found
-
-
 def _misfit(linear: nn.Module) -> str | None:
     """Return why a layer's shape does not fit tensor cores and blocks of 16, or None."""
     rows, columns = int(linear.out_features), int(linear.in_features)  # type: ignore[arg-type]
     return f"{rows} x {columns} is not made of 16s" if rows % 16 or columns % 16 else None
-
-
-def plain_name(name: str) -> str:
-    """Leave out what Lightning and PEFT put around a module's name."""
-    name = re.sub(r"^(model\.)?(base_model\.model\.)?", "", name)
-    return re.sub(r"\.(base_layer|original_module|modules_to_save\.\w+)$", "", name)
 
 
 def _reasons(unchanged: dict[str, str]) -> str:

@@ -1,8 +1,8 @@
 """Storing a model's frozen linear layers in few bits, one at a time, in place.
 
-What is converted: every `nn.Linear` whose weight requires no gradient. Adapters train, so they are never converted, and
-no names need be known; the LM head and what shares its weights with another module stay as they are. A layer whose
-checkpoint is quantised already keeps that form, whatever the storage.
+What is converted: every `nn.Linear` whose weight requires no gradient, but for parts of adapters, the LM head, and what
+shares its weights with another module. A layer whose checkpoint is quantised already keeps that form, whatever the
+storage.
 
 The one idea: a layer is read, stored and let go before the next is read, so memory peaks at the stored model plus one
 layer. What is not here: reading (the caller passes a `Source`), and deciding on a format (precision/storage.py).
@@ -10,7 +10,6 @@ layer. What is not here: reading (the caller passes a `Source`), and deciding on
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from surogate.errors import ConfigError, ModelError
 from surogate.quant.experts import PROJECTIONS, FrozenQuantExperts, StoredExperts, expert_layers
+from surogate.quant.layer_names import decoder_layers, head_name, is_adapter, matching_names, plain_name
 from surogate.quant.linear import FrozenQuantLinear
 from surogate.quant.stored import StorageFormat, StoredWeight
 
@@ -145,13 +145,13 @@ def convert_(
 
 def _count_left(model: nn.Module, conversion: Conversion) -> None:
     """Count the frozen matrices that were not stored, and name those that are not linear layers."""
-    head = _head_name(model)
+    head = head_name(model)
     for module_name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) or _plain(module_name) == head:
+        if isinstance(module, nn.Embedding) or plain_name(module_name) == head:
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            full_name = _plain(f"{module_name}.{name}")
-            if parameter.requires_grad or parameter.ndim < 2:
+            full_name = plain_name(f"{module_name}.{name}")
+            if parameter.requires_grad or parameter.ndim < 2 or is_adapter(full_name):
                 continue
             conversion.num_weights_left += parameter.numel()
             if not isinstance(module, nn.Linear) and conversion.is_new:
@@ -185,24 +185,16 @@ class FrozenLayer:
 
 
 def frozen_layers(model: nn.Module) -> Iterator[FrozenLayer]:
-    """Yield the frozen linear layers whose weights are theirs alone."""
+    """Yield the frozen linear layers whose weights are theirs alone, but for those of adapters."""
     owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     names = {id(module): name for name, module in model.named_modules()}
     for parent in list(model.modules()):
         for attribute, module in list(parent.named_children()):
-            is_linear = type(module) is nn.Linear
-            if is_linear and not module.weight.requires_grad and owners[id(module.weight)] == 1:
-                name = _plain(".".join(filter(None, [names[id(parent)], attribute])))
-                yield FrozenLayer(name, module, parent, attribute)  # type: ignore[arg-type]
-
-
-def _plain(name: str) -> str:
-    """Leave out what Lightning and PEFT put around a module's name."""
-    return (
-        re.sub(r"^(model\.)?(base_model\.model\.)?", "", name)
-        .removesuffix(".base_layer")
-        .removesuffix(".original_module")
-    )
+            full_name = ".".join(filter(None, [names[id(parent)], attribute]))
+            if type(module) is not nn.Linear or module.weight.requires_grad or is_adapter(full_name):
+                continue
+            if owners[id(module.weight)] == 1:
+                yield FrozenLayer(plain_name(full_name), module, parent, attribute)
 
 
 def _stored(
@@ -249,45 +241,20 @@ def layers_to_keep(model: nn.Module, names: list[str], skip: Skip, num_layers: i
     Raises:
         ConfigError: a skip entry matches nothing, or everything is skipped.
     """
-    kept = {name: "the LM head" for name in names if name == _head_name(model)}
+    head = head_name(model)
+    kept = {name: "the LM head" for name in names if name == head}
     if skip.first_layers or skip.last_layers:
-        prefixes = _decoder_layers(model, num_layers)
-        if skip.first_layers + skip.last_layers >= len(prefixes):
+        layers = decoder_layers(model, num_layers)
+        if skip.first_layers + skip.last_layers >= len(layers):
             raise ConfigError(
                 f"skip_quant_first_layers {skip.first_layers} and skip_quant_last_layers {skip.last_layers} leave none "
-                f"of the {len(prefixes)} decoder layers to quantise. Lower them."
+                f"of the {len(layers)} decoder layers to quantise. Lower them."
             )
-        outer = prefixes[: skip.first_layers] + prefixes[len(prefixes) - skip.last_layers :]
-        kept |= {name: "skipped" for name in names if name.startswith(tuple(f"{prefix}." for prefix in outer))}
+        outer = layers[: skip.first_layers] + layers[len(layers) - skip.last_layers :]
+        kept |= {name: "skipped" for name in names if name.startswith(tuple(f"{layer}." for layer in outer))}
     for entry in skip.modules:
-        try:
-            pattern = re.compile(rf"(.*\.)?({entry})(\..*)?")
-        except re.error as error:
-            raise ConfigError(f"skip_modules: {entry} is neither a name nor a regular expression: {error}.") from error
-        matching = [name for name in names if pattern.fullmatch(name)]
-        if not matching:
-            raise ConfigError(
-                f"skip_modules: no frozen linear layer of this model is named {entry}; there are, for example, "
-                f"{', '.join(names[:3])}."
-            )
-        kept |= dict.fromkeys(matching, "skipped")
+        kept |= dict.fromkeys(matching_names(entry, names, "skip_modules"), "skipped")
     return kept
-
-
-def _head_name(model: nn.Module) -> str | None:
-    for module in model.modules():
-        head = getattr(module, "get_output_embeddings", None)
-        if head is not None and (found := head()) is not None:
-            return next((_plain(name) for name, other in model.named_modules() if other is found), None)
-    return None
-
-
-def _decoder_layers(model: nn.Module, num_layers: int | None) -> list[str]:
-    """Return the names of the decoder layers, in order."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return [f"{_plain(name)}.{index}" for index in range(len(module))]
-    raise ConfigError("skip_quant_first_layers and skip_quant_last_layers: this model has no list of decoder layers.")
 
 
 def _reasons(kept: dict[str, str]) -> str:

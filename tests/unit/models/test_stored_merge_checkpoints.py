@@ -130,3 +130,11 @@ def test_a_format_that_is_only_read_cannot_be_written_again(original: Path, tmp_
     table = merged(train(base, original, tmp_path / "adapter"), tmp_path / "merged", dtype="float32")
     assert table.impossible["requantized"] == "the base is stored in a format that can be read and not written"
     assert table.targets["dequantized"].mean_kl < 1e-7
+
+
+def test_no_force_replaces_the_original(original: Path, tmp_path: Path) -> None:
+    found = FoundModel(base="base", adapters=(tmp_path / "adapter",), tokenizer="")
+    base = StoredBase(storage=None, original=str(original))
+    with pytest.raises(ModelError, match="which is merged here"):
+        merge_stored(found, base, HELD_OUT, original, None, Wanted(force=True))
+    assert (original / "config.json").exists()

@@ -134,7 +134,7 @@ def test_an_entry_that_matches_nothing_is_refused() -> None:
         ConfigError, match=r"no layer of this model is named qq_proj; there are, for example, layers\.0"
     ):
         apply(tiny(), unchanged_modules=["qq_proj"])
-    with pytest.raises(ConfigError, match=r"\( is no expression"):
+    with pytest.raises(ConfigError, match=r"\( is neither a name nor a regular expression"):
         apply(tiny(), unchanged_modules=["("])
 
 

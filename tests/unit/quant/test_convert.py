@@ -111,7 +111,7 @@ def test_first_and_last_layers_and_named_modules_can_stay_as_they_are(tmp_path: 
     ("skip", "sentence"),
     [
         ({"first_layers": 1, "last_layers": 1}, "leave none of the 2 decoder layers to quantise. Lower them"),
-        ({"modules": ("q_porj",)}, "no frozen linear layer of this model is named q_porj; there are, for example,"),
+        ({"modules": ("q_porj",)}, "no layer of this model is named q_porj; there are, for example,"),
         ({"modules": ("q_proj(",)}, r"skip_modules: q_proj\( is neither a name nor a regular expression"),
         ({"modules": ("self_attn", "mlp")}, "No linear layer of this model can be stored in nf4"),
     ],
@@ -182,3 +182,10 @@ def test_ranks_do_not_send_stored_weights_around(tmp_path: Path) -> None:
     ignored = set(module._ddp_params_and_buffers_to_ignore)
     buffers = {name for name, _ in module.named_buffers()}
     assert ignored == {name for name in buffers if ".stored." in name} and len(ignored) == 14 * 6
+
+
+def test_parts_of_an_adapter_that_do_not_train_are_not_stored_either(tmp_path: Path) -> None:
+    """MiCA trains A alone, and an adapter that is only used trains nothing."""
+    model = adapted(save_tiny_model(tmp_path), defer=False, init_lora_weights="mica").requires_grad_(False)
+    convert(model)
+    assert len(stored_names(model)) == 14 and not any("lora_" in name for name in stored_names(model))
