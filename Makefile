@@ -38,12 +38,13 @@ export OMP_WAIT_POLICY ?= PASSIVE
 test: export OMP_NUM_THREADS ?= 2
 test: export WANDB_MODE := offline
 
-.PHONY: help install quickstart test soak lint format reference lock gpu-bundle clean
+.PHONY: help install quickstart test soak compile-kernels lint format reference lock gpu-bundle clean
 
 help:
 	@echo "make quickstart   install, then fine-tune SmolLM2-135M on facts about countries (no GPU, no hub)"
 	@echo "make test         install with the test tools, then run the whole test suite"
 	@echo "make soak         the long proofs: the quickstart in three seeds, and the step benchmark (about 20 minutes)"
+	@echo "make compile-kernels   every Triton kernel for every GPU, with the oldest supported Triton (a few minutes)"
 	@echo "make install      only make $(VENV); then: source $(BIN)/activate"
 	@echo "make lint         ruff and mypy;   make format: let ruff rewrite"
 	@echo "make reference    write docs/reference/config.md again from the schema"
@@ -66,6 +67,14 @@ soak: export HF_HUB_OFFLINE := 1
 soak: $(VENV)/.quickstart
 	for seed in $(SOAK_SEEDS); do $(BIN)/surogate quickstart --seed $$seed --output_dir output/soak-$$seed; done
 	$(BIN)/python benchmarks/sft_step.py
+
+# `make test` compiles every kernel for every GPU with the newest Triton; this with the oldest one that is supported.
+OLD_TRITON := 3.6.0
+OLD_TRITON_DIR := $(CACHE)/triton-$(OLD_TRITON)
+
+compile-kernels: $(VENV)/.dev
+	[ -d $(OLD_TRITON_DIR)/triton ] || $(PIP) --no-deps --target $(OLD_TRITON_DIR) triton==$(OLD_TRITON)
+	PYTHONPATH=$(OLD_TRITON_DIR):.:tests $(BIN)/python -m support.ahead_of_time
 
 lint: $(VENV)/.dev
 	$(BIN)/python -m ruff check .

@@ -8,6 +8,7 @@ from surogate.config.parts import LoraSpec, ModelSpec
 from surogate.models.load import quantisation_of
 from surogate.models.skeleton import skeleton
 from surogate.models.source import ModelSource
+from surogate.models.stacks import locate_adapter, stack_of
 from surogate.models.weights import GgufTensorReader, SafetensorsReader, TensorReader
 
 
@@ -52,8 +53,10 @@ def _reason(model: ModelSpec, adapter: LoraSpec) -> str | None:
     init = adapter.init_lora_weights
     if quantisation_of(model) is not None:
         return "the checkpoint is quantised itself"
-    if adapter.adapter_path is not None and adapter.adapter_init_mode == "merge":
-        return "adapter_path was merged into the base before"
+    if adapter.adapter_path is not None:
+        below = len(stack_of(locate_adapter(adapter.adapter_path))) - (adapter.adapter_init_mode == "trainable")
+        if below:
+            return "another adapter was merged into the base before"
     if isinstance(init, str) and init.startswith(("pissa", "olora")):
         return f"init_lora_weights: {init} changed the base before"
     return None

@@ -284,7 +284,8 @@ class _Study:
         try:
             quantize(str(source), self._layout, skip, draft, self._tokenizer, force=True)
         except ModelError as error:  # fine-grained FP8 wants sides that are multiples of its tile
-            raise _ImpossibleError(str(error).replace(str(source), "the merged model").rstrip(".")) from error
+            reason, _, _ = str(error).partition(" Choose another ")  # its advice is for `surogate quantize`
+            raise _ImpossibleError(reason.replace(str(source), "the merged model").rstrip(".")) from error
 
 
 class _ImpossibleError(Exception):

@@ -52,15 +52,17 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_three_tokens_by_hand() -> None:
-    reference = Reference(Fixed(0.5, 0.25, 0.25), [row([1, 0, 2, 1], [0, 1, 0, 1])])
+    reference = Reference(Fixed(0.6, 0.3, 0.1), [row([1, 0, 2, 1], [0, 1, 0, 1])])
     assert reference.num_positions == 2
-    assert reference.loss == pytest.approx(-(math.log(0.5) + math.log(0.25)) / 2)
-    drift = reference.drift_of(Fixed(0.25, 0.5, 0.25))
-    assert drift.mean_kl == pytest.approx(0.5 * math.log(2) - 0.25 * math.log(2))
+    assert reference.loss == pytest.approx(-(math.log(0.6) + math.log(0.3)) / 2)
+    drift = reference.drift_of(Fixed(0.2, 0.5, 0.3))
+    assert drift.mean_kl == pytest.approx(
+        0.6 * math.log(0.6 / 0.2) + 0.3 * math.log(0.3 / 0.5) + 0.1 * math.log(0.1 / 0.3)
+    )
     assert drift.top1_agreement == 0
-    assert drift.loss == pytest.approx(-(math.log(0.25) + math.log(0.5)) / 2)
-    changes = np.array([math.log(2), -math.log(2)])  # of token 0, of token 1
-    assert drift.loss_change == pytest.approx(changes.mean(), abs=1e-7)
+    assert drift.loss == pytest.approx(-(math.log(0.2) + math.log(0.5)) / 2)
+    changes = np.array([math.log(0.6 / 0.2), math.log(0.3 / 0.5)])  # of token 0, of token 1
+    assert drift.loss_change == pytest.approx(changes.mean())
     assert drift.loss_error == pytest.approx(changes.std() / math.sqrt(2))
 
 

@@ -215,3 +215,14 @@ def test_adapters_below_are_part_of_the_base_that_was_quantised(nf4: Trained, tm
     table = merged(stacked, tmp_path / "merged", target="requantized")
     assert table.loss == pytest.approx(losses(second), rel=TOLERANCE)
     assert table.targets["dequantized"].mean_kl < 1e-7
+
+
+def test_fp8_in_tiles_that_do_not_divide_cannot_be_written_again(base: Path, tmp_path: Path) -> None:
+    plugin = Fp8Precision(block_size=256)
+    module = train(base, tmp_path / "adapter", plugin)
+    found = FoundModel(base=str(base), adapters=(tmp_path / "adapter",), tokenizer=str(base))
+    stored = StoredBase(storage=plugin.storage, original=str(base))
+    table = merged(Trained(found, stored, module, AutoTokenizer.from_pretrained(base)), tmp_path / "merged")
+    reason = table.impossible["requantized"]
+    assert reason.startswith("No linear layer of the merged model can be written in fp8") and "--format" not in reason
+    assert table.targets["dequantized"].mean_kl < 1e-7
