@@ -91,7 +91,8 @@ class PrecisionCanary(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        layers = {plain_name(name): module for name, module in pl_module.named_modules() if _is_low(module)}
+        model: Any = pl_module.model
+        layers = {plain_name(name): module for name, module in model.named_modules() if _is_low(module)}
         chosen = evenly_spaced(list(layers), self.num_layers, self.seed)
         self._watched = {name: layers[name] for name in chosen}
         if not layers:

@@ -125,7 +125,7 @@ class SurogateCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StepCheckpoints) and not callback.identity:
                 # Not by way of the configuration: saved there, it would outlive a change of what it tells.
-                callback.identity = run_identity(config["model"], config["data"])
+                callback.identity = run_identity(config["model"], config["data"], config["trainer"].get("plugins"))
         return trainer
 
     def fit(self, model: pl.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from surogate.errors import ConfigError, SurogateError
 from surogate.models.drift import HeldOut
 from surogate.models.inference import FoundModel
 from surogate.models.merge import built_in_rows
-from surogate.models.stored_base import StoredBase, stored_base
+from surogate.models.stored_base import StoredBase, recorded_base, stored_base
 from surogate.precision import RecipePrecision
 from surogate.run_folder import RunFolder
 
@@ -57,6 +57,8 @@ def base_of(run: Nested, found: FoundModel, original: str | None) -> StoredBase 
     plugin = _precision_of(run)
     storage, skip = (None, None) if plugin is None else (plugin.storage, plugin.skip)
     base = stored_base(spec, adapter, storage, skip, original)
+    if base is None and not run and found.adapters and (recorded := recorded_base(found.adapters[-1])) is not None:
+        base = replace(recorded, original=found.base)  # an adapter away from its run
     if original is not None and (base is None or base.storage is not None):
         raise ConfigError(f"--original {original}: the base {found.base} is not quantised itself. Remove --original.")
     return base

@@ -19,17 +19,19 @@ _FREE_IN_MODEL = {"recompute", "attn_implementation", "trust_remote_code"}
 _FIXED_IN_BATCH = {"sequence_len", "sample_packing", "train_seed", "eval_seed"}
 
 
-def run_identity(model: Nested, data: Nested) -> Nested:
+def run_identity(model: Nested, data: Nested, plugins: Any = None) -> Nested:
     """Return the identity of a run as plain data; parts that a class of one's own does not have are left out.
 
     Args:
         model: the nested configuration's `model`, with class_path and init_args.
         data: its `data`.
+        plugins: its `trainer.plugins`.
     """
     module, rows = model.get("init_args") or {}, data.get("init_args") or {}
     identity = {
         "model": _only(module.get("model"), lambda key: key not in _FREE_IN_MODEL),
         "lora": module.get("lora"),
+        "precision": _precision(plugins),
         "optimizer": _only(module.get("optim"), lambda key: key in ("name", "master_dtype")),
         "tokenizer": rows.get("tokenizer"),
         "datasets": _told_apart_by(rows.get("datasets")),
@@ -39,6 +41,23 @@ def run_identity(model: Nested, data: Nested) -> Nested:
         "batch": _only(rows.get("batch"), lambda key: key in _FIXED_IN_BATCH),
     }
     return deepcopy({key: value for key, value in identity.items() if value is not None})
+
+
+_FREE_IN_RECIPE = {"emulate", "backend"}
+
+
+def _precision(plugins: Any) -> Nested | None:
+    """Return in which numbers the run stores and computes; None where it does neither in few bits."""
+    for plugin in plugins if isinstance(plugins, list) else [plugins]:
+        class_path = str(plugin.get("class_path")) if isinstance(plugin, dict) else ""
+        if not class_path.startswith("surogate.precision."):
+            continue
+        arguments = dict(plugin.get("init_args") or {})
+        options = _only(arguments.pop("recipe_options", None) or {}, lambda key: key not in _FREE_IN_RECIPE)
+        arguments = {key: value for key, value in {**arguments, "recipe_options": options}.items() if value}
+        is_plain = class_path.endswith(".RecipePrecision") and arguments in ({}, {"recipe": "bf16"})
+        return None if is_plain else {"plugin": class_path.rpartition(".")[2], **arguments}
+    return None
 
 
 def _only(part: Any, is_fixed: Callable[[str], bool]) -> Any:

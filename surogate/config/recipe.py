@@ -77,6 +77,8 @@ class Recipe:
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in _NO_NUMBERS}
 
 
+_MAX_MARGIN, _MAX_HISTORY = 8, 4096
+
 _NO_NUMBERS = {"name", "backend", "emulate"}
 
 FIELDS_OF = {
@@ -160,6 +162,10 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
         yield f"{key} needs matmul_dtype: float8_e4m3 or nvfp4; {recipe.matmul_dtype} runs everywhere."
     if recipe.emulate and recipe.backend == "scaled_mm":
         yield "backend: scaled_mm asks for the tensor core, and emulate: true for doing without. Keep one of them."
+    if recipe.margin > _MAX_MARGIN:
+        yield f"margin is {recipe.margin} powers of two, which leaves nothing of FP8's range; at most {_MAX_MARGIN}."
+    if recipe.amax_history > _MAX_HISTORY:
+        yield f"amax_history is {recipe.amax_history} steps; at most {_MAX_HISTORY} are kept."
     if recipe.unchanged_first_fraction + recipe.unchanged_last_fraction >= 1:
         yield "unchanged_first_fraction and unchanged_last_fraction leave no layer to compute in the recipe's numbers."
     unchanged = [key for key in defaults if key.startswith("unchanged") and getattr(recipe, key)]

@@ -151,8 +151,9 @@ def _quantize_tile(
     x = tl.load(x_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
     amax = tl.load(amax_ptr + tile)
     one = tl.full((), 1.0, tl.float32)
-    # 448 / amax in two roundings, as torch computes it
+    # 448 / amax in two roundings, as torch computes it; of an amax below 1.3e-36 it would be infinite
     inverse = tl.where(amax > 0, tl.math.div_rn(one, tl.where(amax > 0, amax, 1.0)) * 448.0, 1.0)
+    inverse = tl.minimum(inverse, 3.4028234663852886e38)
     codes = (x * inverse).to(tl.float8e4nv) if NATIVE else f32_to_e4m3(x * inverse)  # both saturate
     tl.store(codes_ptr + offsets, codes, mask=mask)
     tl.store(scale_ptr + tile, tl.math.div_rn(one, inverse))  # every part of the tile writes the same

@@ -65,22 +65,23 @@ def dequantize_(out: Tensor, kind: str, tensors: Tensors, numbers: Numbers) -> T
     return out
 
 
-_workspaces = threading.local()
+_workspaces: dict[tuple[torch.device, int, torch.dtype], Tensor] = {}
 
 
 def workspace(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return memory for one dequantised weight, which the next call with this dtype hands out again.
 
-    Kept for each thread, device and stream, as large as the largest weight seen. On a GPU the reused lines stay in the
-    L2 cache; on a CPU fresh memory would cost page faults.
+    Kept for each device and stream (on a CPU: thread), as large as the largest weight seen. On a GPU the reused lines
+    stay in the L2 cache; on a CPU fresh memory would cost page faults.
     """
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    key = (device, stream, dtype)
-    kept: dict[Any, Tensor] = _workspaces.__dict__
+    # On a GPU the stream orders its users, and autograd's own thread shares it; on a CPU nothing orders two threads.
+    user = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else threading.get_ident()
+    key = (device, user, dtype)
     num = torch.Size(shape).numel()
-    if key not in kept or kept[key].numel() < num:
-        kept[key] = torch.empty(num, dtype=dtype, device=device)
-    return kept[key][:num].view(tuple(shape))
+    if key not in _workspaces or _workspaces[key].numel() < num:
+        with torch.inference_mode(False):  # or nobody could write into it outside of that mode
+            _workspaces[key] = torch.empty(num, dtype=dtype, device=device)
+    return _workspaces[key][:num].view(tuple(shape))
 
 
 # ---- quantising

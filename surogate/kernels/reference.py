@@ -156,6 +156,7 @@ def fp8_quantize(weight_RC: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tens
     tiles = padded.reshape(padded.shape[0] // rows, rows, padded.shape[1] // columns, columns)
     amax = tiles.abs().amax((1, 3), keepdim=True)
     inverse = torch.where(amax > 0, E4M3_MAX / torch.where(amax > 0, amax, 1.0), 1.0)
+    inverse = inverse.clamp(max=torch.finfo(torch.float32).max)  # of an amax below 1.3e-36 it would be infinite
     codes = e4m3_encode(tiles * inverse).reshape(padded.shape)[:R, :C].contiguous()
     return codes, (1.0 / inverse)[:, 0, :, 0].contiguous()
 

@@ -20,6 +20,7 @@ from surogate.errors import ModelError
 from surogate.models import lora
 from surogate.models.inference import FoundModel, load_for_inference
 from surogate.models.source import ModelSource
+from surogate.models.stored_base import StoredBase, recorded_base
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class AdapterSwitch:
         self._adapted: Any = None
         self._names: dict[Path, str] = {}
         self._is_merged = False
+        self._stored: StoredBase | None = None
 
     def use(self, adapters: tuple[Path, ...]) -> None:
         """Swap.
@@ -53,7 +55,11 @@ class AdapterSwitch:
         """
         for folder in adapters:
             check_base(folder, self._found.base)
-        if reason := _needs_merging(adapters):
+        stored = recorded_base(adapters[-1]) if adapters else None
+        if stored != self._stored:
+            self._forget()
+        self._stored = stored
+        if reason := _needs_merging(adapters, stored):
             log.warning("%s is loaded anew, with %s merged into the base: %s", adapters[-1], adapters[0], reason)
             self._forget()
             self.model = load_for_inference(replace(self._found, adapters=adapters), self._device)
@@ -63,7 +69,7 @@ class AdapterSwitch:
         if self._is_merged or any(_clash(folder, other) for folder in new for other in self._names):
             self._forget()
         if self.model is None:
-            self.model = load_for_inference(self._found, self._device)
+            self.model = load_for_inference(self._found, self._device, self._stored)
         for folder in adapters:
             if folder not in self._names:
                 self._add(folder)
@@ -104,8 +110,10 @@ def check_base(folder: Path, base: str) -> None:
         )
 
 
-def _needs_merging(adapters: tuple[Path, ...]) -> str | None:
+def _needs_merging(adapters: tuple[Path, ...], stored: StoredBase | None) -> str | None:
     """Say why adapters that were trained on top of each other cannot simply be added up; None where they can."""
+    if stored is not None and (len(adapters) > 1 or stored.lost_start):
+        return "the base was stored in few bits after that"
     for i, upper in enumerate(adapters):
         for lower in adapters[:i]:
             if _config(upper).get("use_dora") and _adapted_layers(upper) & _adapted_layers(lower):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from surogate.config.parts import ChatSpec, ModelSpec
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers.generation.streamers import BaseStreamer
+
+    from surogate.models.stored_base import StoredBase
 
 _PT_HEADER = "# What `surogate pt` was asked for"
 _MODEL_KEYS = ("model_type", "max_model_len", "rope_scaling", "trust_remote_code")
@@ -107,8 +110,17 @@ def _run_keys(folder: Path) -> dict[str, Any]:
     return {**keys, "lora": keys.get("lora", not is_pt)}
 
 
-def load_for_inference(found: FoundModel, device: torch.device | None = None) -> nn.Module:
+def load_for_inference(
+    found: FoundModel, device: torch.device | None = None, stored: StoredBase | None = None
+) -> nn.Module:
     """Load a model with its adapters, in evaluation mode: float32 on the CPU, the model's own dtype on a GPU.
+
+    An adapter that was trained on weights in few bits gets weights of the same values, though not in few bits.
+
+    Args:
+        found: what to load.
+        device: where; default a GPU if there is one.
+        stored: how the weights under adapters that come later were stored, where `found` has none.
 
     Raises:
         ModelError: the model or an adapter cannot be read, or they do not fit.
@@ -116,13 +128,26 @@ def load_for_inference(found: FoundModel, device: torch.device | None = None) ->
     import torch
 
     from surogate.models import lora
+    from surogate.models.adapter_start import take_apart
     from surogate.models.load import load_model
+    from surogate.models.stored_base import recorded_base
+    from surogate.quant.convert import round_
 
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = ModelSpec(source=found.base, dtype="float32" if device.type == "cpu" else None, **found.model_keys)
     model: Any = load_model(spec, device)
-    for folder in found.adapters:
-        model = lora.fold(lora.load_adapter(model, folder))
+    *below, top = found.adapters or (None,)
+    with TemporaryDirectory() as halves:
+        if top is not None and (stored := recorded_base(top)) is not None and stored.lost_start:
+            start, top = take_apart(top, Path(halves))
+            below.append(start)
+        for folder in below:
+            model = lora.fold(lora.load_adapter(model, folder))
+        if stored is not None and stored.storage is not None:
+            num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+            round_(model, stored.storage, stored.skip, num_layers)
+        if top is not None:
+            model = lora.fold(lora.load_adapter(model, top))
     return model.to(device).eval()
 
 

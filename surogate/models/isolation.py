@@ -79,6 +79,10 @@ class _Probe:
         self.place = slice(7, 12) if packed else slice(0, 7)
         model.set_attn_implementation("eager")
         self.expected = self._hidden([self.rows[1 if packed else 0]])
+        if not self.expected.isfinite().all():
+            raise ModelError(
+                "The model's outputs are not numbers, so one of its weights is broken or its dtype too narrow."
+            )
 
     def why_not(self, name: str) -> str | None:
         """Set an implementation and say why it does not qualify; None where it does."""

@@ -41,7 +41,7 @@ def load_config(spec: ModelSpec) -> Any:
             config = AutoConfig.for_model(spec.model_type).from_pretrained(source.folder, **kwargs)
         else:
             config = AutoConfig.from_pretrained(source.folder, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # the last two: a malformed config.json
         raise ModelError(f"model: {spec.source} cannot be read: {_first_line(error)}") from error
     if spec.rope_scaling is not None:
         config.rope_parameters = _rope_parameters(config, spec)

@@ -42,6 +42,8 @@ def take_method_(config: Any, source: ModelSource) -> Method | None:
         return None
     try:
         return method_of(described)
+    except (AttributeError, TypeError) as error:  # lists where mappings belong, and the like
+        raise ModelError(f"model: {source.location} cannot be read: its quantization_config is malformed.") from error
     except ModelError as error:
         raise ModelError(
             f"model: {source.location} cannot be read: {error}. Use the original model, which qlora_bnb, qlora_fp8 and "

@@ -99,6 +99,7 @@ def quantize(
     groups = _groups(model, layout, skip, conversion)
     if not groups:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(conversion.kept.items())[:3])
+        why = why or "it has no linear layers that could be"
         raise ModelError(
             f"No linear layer of {location} can be written in {layout.storage.name}: {why}. Choose another --format or "
             "--block-size."

@@ -1,13 +1,27 @@
-"""How the base under an adapter is stored: what must be known of a run to rebuild what it trained."""
+"""How the base under an adapter is stored: what must be known to rebuild what trained.
+
+An adapter that was trained on weights in few bits carries that in a file of its own beside PEFT's, so that it is known
+wherever the adapter goes; other programs leave the file alone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 from surogate.config.parts import LoraSpec, ModelSpec
+from surogate.errors import ModelError
 from surogate.models.load import quantisation_of
 from surogate.quant.convert import Skip
+from surogate.quant.fp4 import Nvfp4Format
+from surogate.quant.fp8 import Fp8Format
+from surogate.quant.nf4 import Nf4Format
 from surogate.quant.stored import StorageFormat
+from surogate.run_folder import read_json, write_json
+
+STORAGE_FILE = "base_storage.json"
+_FORMATS: dict[str, Any] = {"nf4": Nf4Format, "fp8": Fp8Format, "nvfp4": Nvfp4Format}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +69,32 @@ def stored_base(
     return StoredBase(
         storage=storage, skip=skip or Skip(), dtype=spec.dtype, original=spec.source, lost_start=takes_start
     )
+
+
+def record_base(folder: Path, base: StoredBase | None) -> None:
+    """Write into an adapter's folder how the weights under it were stored; nothing where the checkpoint says it all."""
+    if base is None:
+        return
+    for name, kind in _FORMATS.items():
+        if isinstance(base.storage, kind):
+            described = {"format": name, **asdict(base.storage), "skip": asdict(base.skip)}
+            write_json(folder / STORAGE_FILE, {**described, "dtype": base.dtype, "lost_start": base.lost_start})
+
+
+def recorded_base(folder: Path) -> StoredBase | None:
+    """Read what `record_base` wrote; None where the weights under an adapter were not stored in few bits.
+
+    Raises:
+        ModelError: the file says what this version does not know.
+    """
+    described = read_json(folder / STORAGE_FILE)
+    if not described:
+        return None
+    try:
+        kind = _FORMATS[described.pop("format")]
+        skip = described.pop("skip")
+        skip = Skip(**{**skip, "modules": tuple(skip["modules"])})
+        dtype, lost_start = described.pop("dtype"), described.pop("lost_start")
+        return StoredBase(storage=kind(**described), skip=skip, dtype=dtype, lost_start=lost_start)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder / STORAGE_FILE} describes a format that this version does not know.") from error

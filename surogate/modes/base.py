@@ -36,9 +36,10 @@ from surogate.models.merge import MergeReport
 from surogate.models.prequantised import check_can_train
 from surogate.models.source import ModelSource
 from surogate.models.stacks import carry_below, locate_adapter
+from surogate.models.stored_base import record_base
 from surogate.models.stored_merge import StoredMergeReport
 from surogate.modes.master_weights import MasterWeights
-from surogate.modes.merging import merge_run
+from surogate.modes.merging import base_of, merge_run
 from surogate.modes.optimizers import build_optimizer
 from surogate.modes.schedules import learning_rate_factor
 from surogate.modes.validation import TokenMetrics
@@ -351,9 +352,10 @@ class CausalLMModule(pl.LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad or "lora_" in name}
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the trained adapter in PEFT's format, with those below it."""
+        """Write the trained adapter in PEFT's format, with those below it and how the base is stored."""
         lora.save_adapter(self.model, folder)
         carry_below(self.lora_spec, folder)
+        record_base(folder, base_of(self))
 
     def save_model(self, folder: Path, tokenizer: Any) -> None:
         """Write the trained model and its tokenizer as a complete folder; only where there is no adapter."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from surogate.models.drift import HeldOut
 from surogate.models.merge import MergeReport, built_in_rows, merge_trained
-from surogate.models.stored_base import stored_base
+from surogate.models.stored_base import StoredBase, stored_base
 from surogate.models.stored_merge import StoredMergeReport, merge_trained_stored
 
 
@@ -19,9 +19,7 @@ def merge_run(module: Any, folder: Path, tokenizer: Any) -> MergeReport | Stored
         folder: replaced, whatever it holds.
         tokenizer: goes with the model.
     """
-    precision = module.trainer.precision_plugin
-    storage, skip = getattr(precision, "storage", None), getattr(precision, "skip", None)
-    base = stored_base(module.model_spec, module.lora_spec, storage, skip)
+    base = base_of(module)
     trained = (module.model, module.model_spec, module.lora_spec)
     if base is None:
         return merge_trained(*trained, folder, tokenizer)
@@ -29,3 +27,10 @@ def merge_run(module: Any, folder: Path, tokenizer: Any) -> MergeReport | Stored
     rows = [store[row] for store in stores for row in range(len(store))]
     held_out = HeldOut(rows=rows, origin="validation rows of the run") if rows else built_in_rows(tokenizer)
     return merge_trained_stored(*trained, base, held_out.thinned(), folder, tokenizer)
+
+
+def base_of(module: Any) -> StoredBase | None:
+    """Find how the base under a module's adapter is stored; None where it is not in few bits."""
+    precision = getattr(module._trainer, "precision_plugin", None)  # there is none where a module is used by itself
+    storage, skip = getattr(precision, "storage", None), getattr(precision, "skip", None)
+    return stored_base(module.model_spec, module.lora_spec, storage, skip)

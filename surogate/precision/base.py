@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.types import Steppable
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import Precision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -81,7 +82,7 @@ class RecipePrecision(Precision):
         if self.storage is not None or is_incomplete or any(was_stored(parameter) for parameter in module.parameters()):
             device = _device_of(module)
             conversion = convert_(
-                module,
+                _model_of(module),
                 self.storage,
                 self.skip,
                 device=device,
@@ -95,7 +96,12 @@ class RecipePrecision(Precision):
         if is_incomplete:
             materialize_(module, torch.device("cpu"))
         if not self.recipe.changes_nothing and not any(isinstance(part, Gemm) for part in module.modules()):
-            done = apply_recipe_(module, self.recipe, device=_device_of(module), num_layers=_num_decoder_layers(module))
+            done = apply_recipe_(
+                _model_of(module),
+                self.recipe,
+                device=_device_of(module),
+                num_layers=_num_decoder_layers(module),
+            )
             self._scaling = done.scaling
             log.info("%s", done)
         return module
@@ -135,7 +141,8 @@ class RecipePrecision(Precision):
             self._scaling.load_state_dict(trained["fp8_scales"])
 
     def _numbers(self) -> dict[str, Any]:
-        return {"storage": self.storage.name if self.storage else "none", **self.recipe.numbers()}
+        storage = f"{self.storage.name}{self.skip}" if self.storage else "none"
+        return {"storage": storage, **self.recipe.numbers()}
 
     @override
     def convert_input(self, data: Any) -> Any:
@@ -167,8 +174,14 @@ def _keep_from_ddp(module: nn.Module) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
 
 
+def _model_of(module: Any) -> nn.Module:
+    """Return the transformers or PEFT model inside a LightningModule, so that names of layers begin there."""
+    inner = getattr(module, "model", None)
+    return inner if isinstance(module, LightningModule) and isinstance(inner, nn.Module) else module
+
+
 def _num_decoder_layers(module: Any) -> int | None:
-    config = getattr(getattr(module, "model", module), "config", None)
+    config = getattr(_model_of(module), "config", None)
     return None if config is None else getattr(config.get_text_config(), "num_hidden_layers", None)
 
 

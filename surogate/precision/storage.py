@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from jsonargparse.typing import NonNegativeInt
+
 from surogate.precision.base import RecipePrecision
 from surogate.quant.convert import Skip
 from surogate.quant.fp4 import Nvfp4Format
@@ -68,8 +70,8 @@ class Nf4Precision(StoragePrecision):
         self,
         block_size: Literal[64, 128, 256, 512] = 64,
         double_quant: bool = True,
-        skip_first_layers: int = 0,
-        skip_last_layers: int = 0,
+        skip_first_layers: NonNegativeInt = 0,
+        skip_last_layers: NonNegativeInt = 0,
         skip_modules: list[str] | None = None,
         recipe: str = "bf16",
         recipe_options: dict[str, Any] | None = None,
@@ -93,8 +95,8 @@ class Fp8Precision(StoragePrecision):
     def __init__(
         self,
         block_size: Literal[64, 128, 256] = 128,
-        skip_first_layers: int = 0,
-        skip_last_layers: int = 0,
+        skip_first_layers: NonNegativeInt = 0,
+        skip_last_layers: NonNegativeInt = 0,
         skip_modules: list[str] | None = None,
         recipe: str = "bf16",
         recipe_options: dict[str, Any] | None = None,
@@ -118,8 +120,8 @@ class Nvfp4Precision(StoragePrecision):
     def __init__(
         self,
         four_over_six: bool = True,
-        skip_first_layers: int = 0,
-        skip_last_layers: int = 0,
+        skip_first_layers: NonNegativeInt = 0,
+        skip_last_layers: NonNegativeInt = 0,
         skip_modules: list[str] | None = None,
         recipe: str = "bf16",
         recipe_options: dict[str, Any] | None = None,

@@ -71,10 +71,14 @@ class Computation:
     def __str__(self) -> str:
         how = "" if self.recipe.family == "plain" else ", by scaled_mm" if self.native else ", emulated by dequantising"
         text = (
-            f"Recipe {self.recipe.name}: {len(self.layers)} linear layers compute in {self.recipe.matmul_dtype}, their "
-            f"gradients in {self.recipe.gradient_dtype}{how}"
+            f"Recipe {self.recipe.name}: {len(self.layers)} linear layers compute in "
+            f"{_said(self.recipe.matmul_dtype)}, their gradients in {_said(self.recipe.gradient_dtype)}{how}"
         )
         return f"{text}; in the dtype of the weights: {_reasons(self.unchanged)}." if self.unchanged else f"{text}."
+
+
+def _said(dtype: str) -> str:
+    return "the dtype of the weights" if dtype == "model" else dtype
 
 
 _CAPABILITIES = {"float8": (8, 9), "nvfp4": (10, 0)}

@@ -51,6 +51,10 @@ class Skip:
     last_layers: int = 0
     modules: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        parts = {"first layers": self.first_layers, "last layers": self.last_layers, "modules": ", ".join(self.modules)}
+        return "".join(f", without {value} {what}" for what, value in parts.items() if value)
+
 
 @dataclass(kw_only=True)
 class Conversion:
@@ -156,6 +160,23 @@ def _count_left(model: nn.Module, conversion: Conversion) -> None:
             conversion.num_weights_left += parameter.numel()
             if not isinstance(module, nn.Linear) and conversion.is_new:
                 conversion.kept[full_name] = f"of a {type(module).__name__}"
+
+
+def round_(model: nn.Module, storage: StorageFormat, skip: Skip, num_layers: int | None) -> None:
+    """Give a model's linear layers the values that they would have in a format, in their own dtype.
+
+    Args:
+        model: changed in place; none of its parameters requires a gradient afterwards.
+        storage: the format.
+        skip: which layers stay as they are.
+        num_layers: decoder layers of the model, where it says so.
+    """
+    layers = list(frozen_layers(model.requires_grad_(False)))
+    kept = layers_to_keep(model, [layer.name for layer in layers], skip, num_layers)
+    for layer in layers:
+        if layer.name not in kept and storage.misfit(layer.shape) is None:
+            weight = layer.module.weight
+            weight.data = storage.quantize(weight.data).dequantize(weight.dtype)
 
 
 @dataclass(frozen=True)

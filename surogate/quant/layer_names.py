@@ -11,8 +11,8 @@ from surogate.errors import ConfigError
 
 
 def plain_name(name: str) -> str:
-    """Leave out what Lightning and PEFT put around a module's name."""
-    name = re.sub(r"^(model\.)?(base_model\.model\.)?", "", name)
+    """Leave out what PEFT puts around the name of a module of a transformers model."""
+    name = re.sub(r"^base_model\.model\.", "", name)
     return re.sub(r"\.(base_layer|original_module|modules_to_save\.\w+)$", "", name)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from support.word_tokenizer import save_word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from surogate.cli.main import main
+from surogate.models.inference import find_model, load_for_inference
 from surogate.quant.convert import Skip, convert_
 from surogate.quant.fp4 import Nvfp4Format
 from surogate.quant.fp8 import Fp8Format
@@ -130,12 +132,49 @@ def test_a_stopped_run_ends_bit_for_bit_like_one_that_was_not(folder: Path, key:
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
 
 
-def test_a_run_goes_on_only_in_the_format_it_was_trained_in(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qlora_bnb": False, "qlora_fp8": True},
+        {"qlora_bnb_block_size": 128},
+        {"skip_quant_first_layers": 1},
+        {"recipe": "fp8_hybrid", "recipe_emulate": True},
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_only_in_the_numbers_it_was_trained_in(
+    folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
     assert train("run", qlora_bnb=True, max_steps=3) == 0
-    assert train("run", qlora_fp8=True) == 5
-    assert "storage nf4, blocks of 64, double quantised, and this run has fp8, tiles of 128 x 128" in _last(capsys)
-    assert train("run", qlora_bnb=True, qlora_bnb_block_size=128) == 5
+    assert train("run", **{"qlora_bnb": True, **changes}) == 5
+    assert "precision." in _last(capsys)
+    assert train("run", **{"qlora_bnb": True, **changes, "max_steps": 3}) == 5  # nor is another run "finished"
     assert train("run", qlora_bnb=True) == 0
+
+
+@pytest.mark.parametrize("init", [True, "pissa"])
+def test_a_run_answers_with_the_weights_it_was_trained_on(folder: Path, init: bool | str) -> None:
+    """Also where its adapter has been moved away: how the base was stored goes with it."""
+    assert train("run", qlora_bnb=True, init_lora_weights=init, learning_rate=0.05) == 0
+    Path("run/adapter").rename("moved")
+    answering = load_for_inference(find_model("model", "moved"))
+    plain = load_for_inference(replace(find_model("model"), adapters=()))
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert not torch.allclose(answering(ids).logits, plain(ids).logits, atol=0.1)
+    if init is True:
+        weight = answering.model.layers[0].mlp.up_proj.weight
+        delta = _update("moved", "model.layers.0.mlp.up_proj")
+        original = plain.model.layers[0].mlp.up_proj.weight
+        expected = Nf4Format().quantize(original.detach()).dequantize(torch.float32) + delta
+        torch.testing.assert_close(weight, expected, atol=1e-5, rtol=1e-5)
+
+
+def _update(adapter_folder: str, layer: str) -> torch.Tensor:
+    """What an adapter adds to a layer's weight."""
+    tensors = load_file(Path(adapter_folder, "adapter_model.safetensors"))
+    a, b = (tensors[f"base_model.model.{layer}.lora_{part}.weight"] for part in "AB")
+    return b @ a * (32.0 / 4)
 
 
 def test_a_base_that_changed_since_the_checkpoint_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ Source: bitsandbytes/functional.py QuantState.as_dict and from_dict.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -86,6 +87,7 @@ def _nested(parts: Parts, state: dict[str, Any], num_blocks: int) -> tuple[Tenso
     absmax, levels = parts.numbers("nested_absmax").reshape(-1), parts.numbers("nested_levels").reshape(-1)
     parts.check(len(absmax) == -(-num_blocks // NESTED_BLOCK), "nested_absmax", f"has {len(absmax)} scales")
     parts.check(len(levels) == 256, "nested_levels", f"has {len(levels)} levels, not 256")
-    offset = torch.tensor(float(state.get("nested_offset", "nan")), dtype=torch.float32)
-    parts.check(bool(offset.isfinite()), "state", "has no nested_offset")
+    mean = state.get("nested_offset")
+    parts.check(isinstance(mean, float | int) and math.isfinite(mean), "state", "has no nested_offset")
+    offset = torch.tensor(mean, dtype=torch.float32)
     return absmax, levels, offset

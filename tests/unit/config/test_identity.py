@@ -14,7 +14,7 @@ from surogate.config.parts import DatasetSpec
 def identity(**changes: Any) -> dict[str, Any]:
     keys = {"model": "some/model", "datasets": [DatasetSpec(path="rows.jsonl")], **changes}
     nested = to_lightning(SftConfig(**keys), {})
-    return run_identity(nested["model"], nested["data"])
+    return run_identity(nested["model"], nested["data"], nested["trainer"]["plugins"])
 
 
 OTHER_RUNS = [
@@ -35,9 +35,13 @@ OTHER_RUNS = [
     {"loss_scale": "all"},
     {"train_seed": 1},
     {"sequence_len": 8},
+    {"qlora_bnb": True},
+    {"qlora_fp8": True, "skip_quant_last_layers": 1},
+    {"recipe": "fp8_hybrid"},
 ]
 
 SAME_RUN = [
+    {"recipe_emulate": True},
     {"max_steps": 8},
     {"learning_rate": 1.0},
     {"gpus": 2},

@@ -41,7 +41,7 @@ def apply(model: nn.Module, recipe: str = "fp8_hybrid", num_layers: int = 2, **o
 def test_every_linear_layer_of_the_decoder_computes_in_it_but_not_the_head() -> None:
     model = tiny()
     done = apply(model)
-    assert len(done.layers) == 14 and all(name.startswith("layers.") for name in done.layers)
+    assert len(done.layers) == 14 and all(name.startswith("model.layers.") for name in done.layers)
     assert done.unchanged == {"lm_head": "outside the decoder layers"}
     assert sum(isinstance(module, RecipeLinear) for module in model.modules()) == 14
     assert str(done) == (
@@ -84,11 +84,11 @@ def test_a_stored_layer_gets_the_recipe_and_one_kept_from_storage_too(tmp_path: 
 
 
 def test_outer_layers_and_named_ones_stay_as_the_recipe_says() -> None:
-    done = apply(tiny(num_hidden_layers=8), "nvfp4", num_layers=8, unchanged_modules=["o_proj", "layers.3.mlp"])
+    done = apply(tiny(num_hidden_layers=8), "nvfp4", num_layers=8, unchanged_modules=["o_proj", "model.layers.3.mlp"])
     assert (
-        done.unchanged["layers.7.self_attn.q_proj"] == "left out by the recipe"
+        done.unchanged["model.layers.7.self_attn.q_proj"] == "left out by the recipe"
     )  # 0.12 * 8 rounds to 1, 0.03 * 8 to 0
-    assert not any(name.startswith(("layers.7.", "layers.3.mlp")) for name in done.layers)
+    assert not any(name.startswith(("model.layers.7.", "model.layers.3.mlp")) for name in done.layers)
     assert not any("o_proj" in name for name in done.layers)
     assert len(done.layers) == 7 * 6 - 3
 
@@ -102,12 +102,14 @@ def test_the_papers_share_of_layers_stays_in_models_of_usual_depth() -> None:
 
 def test_a_shape_that_does_not_divide_stays_and_is_named() -> None:
     done = apply(tiny(intermediate_size=40))
-    assert {name: why for name, why in done.unchanged.items() if name.startswith("layers.0")} == {
-        "layers.0.mlp.gate_proj": "40 x 32 is not made of 16s",
-        "layers.0.mlp.up_proj": "40 x 32 is not made of 16s",
-        "layers.0.mlp.down_proj": "32 x 40 is not made of 16s",
+    assert {name: why for name, why in done.unchanged.items() if name.startswith("model.layers.0")} == {
+        "model.layers.0.mlp.gate_proj": "40 x 32 is not made of 16s",
+        "model.layers.0.mlp.up_proj": "40 x 32 is not made of 16s",
+        "model.layers.0.mlp.down_proj": "32 x 40 is not made of 16s",
     }
-    assert "layers.0.mlp.gate_proj, layers.0.mlp.up_proj and 2 more (40 x 32 is not made of 16s)" in str(done)
+    assert "model.layers.0.mlp.gate_proj, model.layers.0.mlp.up_proj and 2 more (40 x 32 is not made of 16s)" in str(
+        done
+    )
 
 
 def test_matrices_that_are_no_linear_layers_are_named() -> None:
@@ -120,8 +122,8 @@ def test_matrices_that_are_no_linear_layers_are_named() -> None:
     model.model.layers[0].mlp.router = Router()
     model.model.layers[1].mlp.experts = StoredExperts([Fp8Format().quantize(torch.ones(16, 32))] * 2)
     unchanged = apply(model).unchanged
-    assert unchanged["layers.0.mlp.router"] == "a Router"
-    assert unchanged["layers.1.mlp.experts"] == "a StoredExperts"
+    assert unchanged["model.layers.0.mlp.router"] == "a Router"
+    assert unchanged["model.layers.1.mlp.experts"] == "a StoredExperts"
 
 
 def test_a_model_without_a_list_of_decoder_layers_is_refused() -> None:
@@ -131,7 +133,7 @@ def test_a_model_without_a_list_of_decoder_layers_is_refused() -> None:
 
 def test_an_entry_that_matches_nothing_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"no layer of this model is named qq_proj; there are, for example, layers\.0"
+        ConfigError, match=r"no layer of this model is named qq_proj; there are, for example, model.layers\.0"
     ):
         apply(tiny(), unchanged_modules=["qq_proj"])
     with pytest.raises(ConfigError, match=r"\( is neither a name nor a regular expression"):

@@ -155,3 +155,11 @@ def test_the_workspace_is_one_piece_of_memory_for_all_layers() -> None:
     large = ops.workspace((64, 80), torch.float32, torch.device("cpu"))
     again = ops.workspace((5, 7), torch.float32, torch.device("cpu"))
     assert again.data_ptr() == large.data_ptr() and small.shape == (4, 8) and again.shape == (5, 7)
+
+
+def test_a_layer_works_outside_of_inference_mode_after_it_worked_inside() -> None:
+    stored = Nf4Format().quantize(torch.randn(N, 3 * K))
+    x = torch.randn(T, 3 * K, dtype=torch.float16)  # a dtype whose workspace nobody else has asked for
+    with torch.inference_mode():
+        inside = frozen_linear(x, stored)
+    assert torch.equal(frozen_linear(x, stored), inside)

@@ -117,6 +117,14 @@ def test_weights_at_the_edges_of_float32_stay_finite(storage: StorageFormat, val
         assert not got.any()
 
 
+@pytest.mark.parametrize("value", [1e-40, 1e-37, 1e-36])
+def test_a_tile_of_tiny_weights_does_not_become_nan(value: float) -> None:
+    weight = torch.zeros(128, 128)
+    weight[0, 0] = value
+    got = Fp8Format().quantize(weight).dequantize(torch.float32)
+    assert got.isfinite().all() and not got.flatten()[1:].any()
+
+
 ARITHMETIC_BITS = {
     "nf4": lambda s: 4 + (8 / s.block_size + 32 / (256 * s.block_size) if s.double_quant else 32 / s.block_size),
     "fp8": lambda s: 8 + 32 / s.block_size**2,
