@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         raise ModelError(f"{options.location} is not a folder. Give the folder of a run or of an adapter.")
     found = find_model(options.location, base=options.model)
     run = RunFolder(options.location)
-    if not options.output and not run.surogate_yaml.exists():
+    if not options.output and not (run.surogate_yaml.exists() or run.config_yaml.exists()):
         raise ConfigError(f"{options.location} is not the folder of a run. Say where the model goes with --output DIR.")
     folder = Path(options.output) if options.output else run.model_dir
     check_target(found, folder, options.force)  # before anything is loaded

@@ -1,4 +1,4 @@
-"""`surogate quantize`: a model becomes one with weights of 4 or 8 bits that transformers and vLLM load."""
+"""`surogate quantize`: a model becomes one with weights of 4 or 8 bits, in the layouts that other programs read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ formats:
           are not multiples of the tile stay as they are
   nvfp4   compressed-tensors' NVFP4, weights only, 4.5 bits; fastest on Blackwell
 
-The LM head and the embeddings stay as they are. The result can be served by vLLM, loaded by transformers, and trained
-on by `surogate sft` with an adapter, without a qlora key.
+The LM head and the embeddings stay as they are. The result is loaded by transformers, in layouts that vLLM reads
+too, and trained on by `surogate sft` with an adapter, without a qlora key.
 
 examples:
   surogate quantize Qwen/Qwen3-0.6B --format nf4 --output qwen3-nf4

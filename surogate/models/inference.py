@@ -104,10 +104,21 @@ def _run_keys(folder: Path) -> dict[str, Any]:
     """Return what a run was asked for, with `lora` as it was resolved; {} where the folder is no run."""
     file = RunFolder(folder).surogate_yaml
     if not file.exists():
-        return {}
+        nested = RunFolder(folder).config_yaml
+        return _flat_keys(read_yaml(nested).values) if nested.exists() else {}
     keys = read_yaml(file).values
     is_pt = file.read_text(encoding="utf-8").startswith(_PT_HEADER)
     return {**keys, "lora": keys.get("lora", not is_pt)}
+
+
+def _flat_keys(nested: dict[str, Any]) -> dict[str, Any]:
+    """Return the same of a run of `surogate fit`; {} where it trained a class of one's own."""
+    module, data = ((nested.get(part) or {}).get("init_args") or {} for part in ("model", "data"))
+    model, adapter, chat = module.get("model"), module.get("lora"), data.get("chat") or {}
+    if not isinstance(model, dict) or not isinstance(adapter, dict):
+        return {}
+    keys = {"model": model.get("source"), "tokenizer": data.get("tokenizer"), "lora": adapter.get("enabled", True)}
+    return {**keys, **{key: model.get(key) for key in _MODEL_KEYS}, **{key: chat.get(key) for key in _CHAT_KEYS}}
 
 
 def load_for_inference(

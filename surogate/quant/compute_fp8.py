@@ -9,7 +9,8 @@ arXiv:2209.05433, section 3; NVIDIA Transformer Engine, pytorch/fp8.py, DelayedS
 Deviations from Transformer Engine, each for equal numbers however a step is cut:
 - histories roll once an optimizer step, not once a forward pass. Within the step magnitudes gather by maximum, so that
   micro-batches and the second forward pass of activation checkpointing meet the same scales;
-- before a tensor's first roll it is scaled by its own amax instead of by 1, where small gradients would round to 0;
+- before a tensor's first roll it is scaled by its own amax instead of by 1, where small gradients would round to 0 (so
+  that the first step, and it alone, depends on how it is cut);
 - a magnitude that is not finite leaves no trace in the history, instead of stopping its scale for the whole of it.
 
 What is not here: when to roll, and among which ranks (precision/base.py).

@@ -76,6 +76,19 @@ def test_the_saved_configuration_of_a_flat_run_reruns_under_fit_with_the_same_lo
     assert losses() == losses("first")
 
 
+def test_a_run_of_fit_is_talked_to_and_merged_as_one_of_sft(folder: Path, capsys):
+    assert main(["sft", "run.yaml"]) == 0
+    Path("out").rename("first")
+    assert main(["fit", "--config", "first/config.yaml", "--trainer.default_root_dir", "second"]) == 0
+    capsys.readouterr()
+    for run in ("first", "second"):
+        assert main(["generate", run, "--prompt", "w1 w2", "--max_new_tokens", "4"]) == 0
+    one, other = capsys.readouterr().out.splitlines()
+    assert one == other
+    assert main(["merge", "second"]) == 0
+    assert Path("second/model/config.json").exists()
+
+
 def test_the_printed_nested_form_and_the_saved_one_are_the_same_run(folder: Path, capsys):
     assert main(["sft", "run.yaml", "--print_config"]) == 0
     (folder / "nested.yaml").write_text(capsys.readouterr().out)
