@@ -57,7 +57,8 @@ def base_of(run: Nested, found: FoundModel, original: str | None) -> StoredBase 
     plugin = _precision_of(run)
     storage, skip = (None, None) if plugin is None else (plugin.storage, plugin.skip)
     base = stored_base(spec, adapter, storage, skip, original)
-    if base is None and not run and found.adapters and (recorded := recorded_base(found.adapters[-1])) is not None:
+    recorded = recorded_base(found.adapters[-1]) if found.adapters else None
+    if base is None and not run and recorded is not None:
         base = replace(recorded, original=found.base)  # an adapter away from its run
     if original is not None and (base is None or base.storage is not None):
         raise ConfigError(f"--original {original}: the base {found.base} is not quantised itself. Remove --original.")

@@ -13,6 +13,7 @@ from typing import Any
 from surogate.config.parts import LoraSpec, ModelSpec
 from surogate.errors import ModelError
 from surogate.models.load import quantisation_of
+from surogate.models.source import ModelSource
 from surogate.quant.convert import Skip
 from surogate.quant.fp4 import Nvfp4Format
 from surogate.quant.fp8 import Fp8Format
@@ -73,28 +74,43 @@ def stored_base(
 
 def record_base(folder: Path, base: StoredBase | None) -> None:
     """Write into an adapter's folder how the weights under it were stored; nothing where the checkpoint says it all."""
-    if base is None:
+    if base is None or base.original is None:
         return
     for name, kind in _FORMATS.items():
         if isinstance(base.storage, kind):
             described = {"format": name, **asdict(base.storage), "skip": asdict(base.skip)}
-            write_json(folder / STORAGE_FILE, {**described, "dtype": base.dtype, "lost_start": base.lost_start})
+            described |= {"dtype": base.dtype, "lost_start": base.lost_start, "original": base.original}
+            described["fingerprint"] = ModelSource.of(base.original).fingerprint()
+            write_json(folder / STORAGE_FILE, described)
 
 
 def recorded_base(folder: Path) -> StoredBase | None:
     """Read what `record_base` wrote; None where the weights under an adapter were not stored in few bits.
 
     Raises:
-        ModelError: the file says what this version does not know.
+        ModelError: the file says what this version does not know, or those weights have changed.
     """
     described = read_json(folder / STORAGE_FILE)
     if not described:
         return None
+    original, fingerprint = described.pop("original", None), described.pop("fingerprint", None)
+    if original and fingerprint != _fingerprint_of(original, fingerprint):
+        raise ModelError(
+            f"The weights of {original} changed since {folder} was trained on them, so they do not belong together."
+        )
     try:
         kind = _FORMATS[described.pop("format")]
         skip = described.pop("skip")
         skip = Skip(**{**skip, "modules": tuple(skip["modules"])})
         dtype, lost_start = described.pop("dtype"), described.pop("lost_start")
-        return StoredBase(storage=kind(**described), skip=skip, dtype=dtype, lost_start=lost_start)
+        return StoredBase(storage=kind(**described), skip=skip, dtype=dtype, original=original, lost_start=lost_start)
     except (KeyError, TypeError) as error:
         raise ModelError(f"{folder / STORAGE_FILE} describes a format that this version does not know.") from error
+
+
+def _fingerprint_of(location: str, otherwise: str) -> str:
+    """Return a model's fingerprint, or the other where it has moved or was somebody else's."""
+    try:
+        return ModelSource.of(location).fingerprint()
+    except ModelError:
+        return otherwise

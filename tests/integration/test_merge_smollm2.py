@@ -48,6 +48,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(base: Path, tmp_path_factory: pytest.TempPathFactory) -> FoundModel:
     """The model with an adapter that changes its answers and leaves them English."""
     spec = LoraSpec(rank=8, alpha=16.0, use_rslora=True)
+    torch.manual_seed(torch.Generator().initial_seed())  # torch's own first seed, whatever tests ran before
     model = lora.inject(load_model(ModelSpec(source=str(base))), spec, str(base))
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():

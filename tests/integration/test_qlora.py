@@ -184,6 +184,14 @@ def test_a_base_that_changed_since_the_checkpoint_is_refused(folder: Path, capsy
     assert "training on would mix two models" in _last(capsys)
 
 
+def test_an_adapter_is_not_put_on_a_base_that_changed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("run", qlora_fp4=True, max_steps=3) == 0
+    save_tiny_model(folder / "model", seed=1, vocab_size=160)
+    for command in (["merge", "run"], ["generate", "run", "--prompt", "w1"]):
+        assert main(command) == 4
+        assert "changed since run/adapter was trained on them" in _last(capsys)
+
+
 def test_an_engineer_names_the_plugin_in_a_nested_configuration(folder: Path) -> None:
     assert train("flat", qlora_bnb=True, qlora_bnb_block_size=128, skip_quant_last_layers=1) == 0
     nested = yaml.safe_load(Path("flat/config.yaml").read_text())

@@ -24,7 +24,8 @@ from surogate.models import isolation, lora
 from surogate.models.load import load_model
 from surogate.models.weights import materialize_
 from surogate.modes import SftModule
-from surogate.precision import Nf4Precision
+from surogate.precision import Nf4Precision, RecipePrecision
+from surogate.quant.linear import FrozenQuantLinear
 
 FACTS = Path(__file__).parents[1] / "data" / "factbook.jsonl"
 
@@ -32,8 +33,6 @@ LOSS_TOLERANCE = 1e-4
 """Losses of ten steps against a plain transformers + PEFT + torch loop, float32."""
 GRADIENT_TOLERANCE = 1e-5
 """Per tensor: norm of the difference over norm of the gradient, with B random and not zero."""
-NESTED_LOSS_TOLERANCE = 1e-3
-"""The same on a double quantised base: 0.2 % of bitsandbytes' 8-bit scales are not the nearest code, and ours are."""
 LOGIT_TOLERANCE = 1e-4
 
 pytestmark = pytest.mark.slow
@@ -168,21 +167,33 @@ def rows_of_facts(count: int, step: int) -> list[TokenRow]:
 
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_ten_steps_on_an_nf4_base_equal_a_plain_loop_with_bitsandbytes_and_peft(
-    smollm2: Path, double_quant: bool
+    smollm2: Path, tmp_path: Path, double_quant: bool
 ) -> None:
-    """bitsandbytes quantises and multiplies on its side; both sides start from the same adapter."""
-    steps = [rows_of_facts(4, step) for step in range(10)]
-    module, start = module_of(smollm2), RandomStart()
-    plugins = [Nf4Precision(double_quant=double_quant)]
-    fit(module, [step_batch([[s[:3]], [s[3:]]]) for s in steps], recorder=start, plugins=plugins)
+    """bitsandbytes quantises and multiplies on its side; both sides start from the same adapter.
 
+    Double quantised, both sides train on the checkpoint that bitsandbytes wrote: where we quantise, 0.2 % of the 8-bit
+    scales are another code than its, since its CPU code does not always take the nearest.
+    """
+    steps = [rows_of_facts(4, step) for step in range(10)]
     quantised = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=torch.float32,
     )
-    model = plain_model(smollm2, start.adapter, quantization_config=quantised)
+    base, plugin = smollm2, RecipePrecision()
+    if double_quant:
+        base = tmp_path
+        loaded = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, quantization_config=quantised)
+        loaded.save_pretrained(base)
+    else:
+        plugin = Nf4Precision(double_quant=False)
+    module, start = module_of(base), RandomStart()
+    fit(module, [step_batch([[s[:3]], [s[3:]]]) for s in steps], recorder=start, plugins=[plugin])
+    stored = [m.stored for m in module.model.modules() if isinstance(m, FrozenQuantLinear)]
+    assert len(stored) == 210 and all((s.nested_absmax is not None) == double_quant for s in stored)
+
+    model = plain_model(base, start.adapter, **({} if double_quant else {"quantization_config": quantised}))
     model.train()  # in evaluation mode bitsandbytes computes on a CPU in bfloat16
     assert type(model.get_base_model().model.layers[0].mlp.up_proj.base_layer).__name__ == "Linear4bit"
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -192,8 +203,7 @@ def test_ten_steps_on_an_nf4_base_equal_a_plain_loop_with_bitsandbytes_and_peft(
         optimizer.zero_grad()
         expected.append(plain_backward(model, rows))
         optimizer.step()
-    tolerance = NESTED_LOSS_TOLERANCE if double_quant else LOSS_TOLERANCE
-    assert [step["loss"] for step in start.steps] == pytest.approx(expected, abs=tolerance)
+    assert [step["loss"] for step in start.steps] == pytest.approx(expected, abs=LOSS_TOLERANCE)
     assert expected[-1] < expected[0] - 1.0
 
 
@@ -237,8 +247,10 @@ def test_quantising_while_loading_peaks_at_the_quantised_model_plus_one_layer(
 ) -> None:
     """In float32 the linear layers are 405 MiB, at most 3.4 MiB each; the embedding is read afterwards."""
     command = [sys.executable, "-c", PEAK_SCRIPT, str(smollm2), storage]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # glibc keeps what is freed for a while, dozens of MiB of it; so told, it gives every piece back at once.
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    env = {**os.environ, **at_once, "PYTHONPATH": os.pathsep.join(sys.path)}
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
     peak_mib, stored_mib = (float(x) for x in output.split()[-2:])
     assert stored_mib == pytest.approx(405 * bits / 32, rel=0.01)
-    assert peak_mib < stored_mib + 12 * 3.4  # a layer, its copies while it is quantised, and what the allocator keeps
+    assert peak_mib < stored_mib + 3 * 3.4  # the layer, and pieces of it while they are quantised

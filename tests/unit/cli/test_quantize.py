@@ -135,7 +135,7 @@ def test_layers_that_transformers_would_read_wrong_stay_and_those_that_are_serve
     names = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj", "lm_head"}
     assert {name.rpartition(".")[2] for name in kept} == names and len(kept) == 13
     said = capsys.readouterr().out
-    assert "2 linear layers in fp8" in said and "served as one with layers.0.self_attn.k_proj" in said
+    assert "2 linear layers in fp8" in said and "served as one with model.layers.0.self_attn.k_proj" in said
     assert_same(ours(folder), AutoModelForCausalLM.from_pretrained(folder).state_dict())
 
 
