@@ -143,6 +143,7 @@ def load_for_inference(
     from surogate.models.load import load_model
     from surogate.models.stored_base import recorded_base
     from surogate.quant.convert import round_
+    from surogate.quant.layer_names import num_decoder_layers
 
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     spec = ModelSpec(source=found.base, dtype="float32" if device.type == "cpu" else None, **found.model_keys)
@@ -155,8 +156,7 @@ def load_for_inference(
         for folder in below:
             model = lora.fold(lora.load_adapter(model, folder))
         if stored is not None and stored.storage is not None:
-            num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-            round_(model, stored.storage, stored.skip, num_layers)
+            round_(model, stored.storage, stored.skip, num_decoder_layers(model))
         if top is not None:
             model = lora.fold(lora.load_adapter(model, top))
     return model.to(device).eval()

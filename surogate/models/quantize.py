@@ -23,6 +23,7 @@ from surogate.models.source import ModelSource
 from surogate.models.weights import is_deferred, read_deferred
 from surogate.quant.checkpoints.writing import Layout, ShardWriter
 from surogate.quant.convert import Conversion, FrozenLayer, Skip, frozen_layers, layers_to_keep
+from surogate.quant.layer_names import num_decoder_layers
 from surogate.run_folder import draft_folder
 
 _AS_STORED = torch.device("meta")  # nothing is computed in the weights' own dtype, so no CPU need be able to
@@ -159,7 +160,7 @@ def _on_meta(spec: ModelSpec) -> Any:
 def _groups(model: Any, layout: Layout, skip: Skip, conversion: Conversion) -> list[Group]:
     """Return the layers to quantise, those together that vLLM joins; notes why others are not."""
     layers = list(frozen_layers(model))
-    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    num_layers = num_decoder_layers(model)
     kept = layers_to_keep(model, [layer.name for layer in layers], skip, num_layers)
     groups: dict[tuple[int, Any], Group] = {}
     for layer in layers:

@@ -39,6 +39,7 @@ from surogate.models.weights import ParameterSource, materialize_
 from surogate.quant.checkpoints.matching import layout_like, layout_of
 from surogate.quant.checkpoints.writing import Layout
 from surogate.quant.convert import Conversion, Skip, convert_
+from surogate.quant.layer_names import num_decoder_layers
 from surogate.quant.linear import FrozenQuantLinear
 from surogate.run_folder import replace_folder, write_json
 
@@ -236,7 +237,7 @@ class _Study:
             self._base.skip,
             device=_CPU,
             source=ParameterSource(),
-            num_layers=getattr(model.config.get_text_config(), "num_hidden_layers", None),
+            num_layers=num_decoder_layers(model),
         )
         return adapted.eval(), conversion
 

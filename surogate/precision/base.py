@@ -28,6 +28,7 @@ from surogate.quant.compute import apply_recipe_, runs_natively
 from surogate.quant.compute_fp8 import Fp8Scaling
 from surogate.quant.convert import FrozenLayer, Skip, convert_
 from surogate.quant.gemm import Gemm
+from surogate.quant.layer_names import num_decoder_layers
 from surogate.quant.stored import StorageFormat, StoredWeight
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class RecipePrecision(Precision):
                 self.skip,
                 device=device,
                 source=ParameterSource(),
-                num_layers=_num_decoder_layers(module),
+                num_layers=num_decoder_layers(_model_of(module)),
                 progress=_show_progress,
             )
             if conversion.formats:
@@ -100,7 +101,7 @@ class RecipePrecision(Precision):
                 _model_of(module),
                 self.recipe,
                 device=_device_of(module),
-                num_layers=_num_decoder_layers(module),
+                num_layers=num_decoder_layers(_model_of(module)),
             )
             self._scaling = done.scaling
             log.info("%s", done)
@@ -178,11 +179,6 @@ def _model_of(module: Any) -> nn.Module:
     """Return the transformers or PEFT model inside a LightningModule, so that names of layers begin there."""
     inner = getattr(module, "model", None)
     return inner if isinstance(module, LightningModule) and isinstance(inner, nn.Module) else module
-
-
-def _num_decoder_layers(module: Any) -> int | None:
-    config = getattr(_model_of(module), "config", None)
-    return None if config is None else getattr(config.get_text_config(), "num_hidden_layers", None)
 
 
 def _show_progress(layers: list[FrozenLayer]) -> Iterator[FrozenLayer]:

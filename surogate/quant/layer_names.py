@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -28,6 +29,12 @@ def head_name(model: nn.Module) -> str | None:
         if head is not None and (found := head()) is not None:
             return next((plain_name(name) for name, other in model.named_modules() if other is found), None)
     return None
+
+
+def num_decoder_layers(model: Any) -> int | None:
+    """Return how many decoder layers a model says it has; None where it does not say."""
+    config = getattr(model, "config", None)
+    return None if config is None else getattr(config.get_text_config(), "num_hidden_layers", None)
 
 
 def decoder_layers(model: nn.Module, num_layers: int | None) -> list[str]:
