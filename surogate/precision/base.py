@@ -24,6 +24,7 @@ from typing_extensions import override
 from surogate.config.recipe import Recipe, load_recipe
 from surogate.errors import CheckpointError
 from surogate.models.weights import ParameterSource, is_deferred, materialize_, was_stored
+from surogate.quant.adapted import add_updates_in_place_
 from surogate.quant.compute import apply_recipe_, runs_natively
 from surogate.quant.compute_fp8 import Fp8Scaling
 from surogate.quant.convert import FrozenLayer, Skip, convert_
@@ -105,6 +106,7 @@ class RecipePrecision(Precision):
             )
             self._scaling = done.scaling
             log.info("%s", done)
+        add_updates_in_place_(_model_of(module))
         return module
 
     @override

@@ -3,7 +3,7 @@
     y = x W^T + b        dx = g W        dW does not exist
 
 Nothing of x is needed for dx, so nothing of x is kept; the weight is dequantised again in the backward pass instead of
-being saved (kernels/products.py). What is not here: the adapter beside the layer (PEFT's).
+being saved (kernels/products.py). What is not here: the adapter beside the layer (PEFT's, and adapted.py).
 
 Shape legend: T tokens (all leading dimensions), K in_features, N out_features.
 """
@@ -79,7 +79,8 @@ class _FrozenLinear(torch.autograd.Function):
         ctx.layout = layout
         ctx.save_for_backward(*stored)  # references to the codes and scales
         kind, shape, numbers = layout
-        y = products.forward_product(x, kind, shape, stored, numbers)
+        # Autograd forbids a change in place (adapted.py) of a view that was made in here.
+        y = products.forward_product(x, kind, shape, stored, numbers).detach()
         return y if bias is None else y.add_(bias)
 
     @staticmethod
