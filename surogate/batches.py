@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -142,15 +142,15 @@ class MicroBatch:
             num_tokens=sum(len(row) for row in rows),
         )
 
-    def _map_tensors(self, fn: Any) -> MicroBatch:
+    def _map_tensors(self, fn: Any) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: fn(value) for name, value in values.items() if isinstance(value, Tensor)})
 
-    def to(self, *args: Any, **kwargs: Any) -> MicroBatch:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move every tensor, as `Tensor.to` would; integer tensors keep their dtype."""
         return self._map_tensors(lambda tensor: tensor.to(*args, **kwargs))
 
-    def pin_memory(self) -> MicroBatch:
+    def pin_memory(self) -> Self:
         """Pin every tensor (called by the DataLoader)."""
         return self._map_tensors(Tensor.pin_memory)
 

@@ -121,6 +121,9 @@ class RunFolder:
         self.metrics_jsonl = self.path / "metrics.jsonl"
         self.metrics_csv = self.path / "metrics.csv"
         self.loss_png = self.path / "loss.png"
+        self.reward_png = self.path / "reward.png"
+        self.rollouts_dir = self.path / "rollouts"
+        self.evaluations_dir = self.path / "evaluations"
         self.samples_txt = self.path / "samples.txt"
         self.environment_json = self.path / "environment.json"
         self.run_json = self.path / "run.json"
@@ -207,7 +210,8 @@ class RunFolder:
         if not self.has_results():
             return
         suffix = f".before-{datetime.now():%Y%m%d-%H%M%S-%f}"
-        files = (self.metrics_jsonl, self.metrics_csv, self.loss_png, self.run_json)
+        files = [self.metrics_jsonl, self.metrics_csv, self.loss_png, self.run_json]
+        files += [self.reward_png, self.rollouts_dir, self.evaluations_dir]
         # Results go last: cut short before them, this is done again and completed by the next start.
         for path in (*files, self.adapter_dir, self.model_dir, self.finished_json, self.checkpoints_dir):
             if path.exists():

@@ -9,6 +9,9 @@ from surogate.callbacks.metrics import MetricsWriter
 from surogate.callbacks.model_export import ModelExport
 from surogate.callbacks.precision_canary import PrecisionCanary
 from surogate.callbacks.progress import ProgressLine
+from surogate.callbacks.reward_plot import RewardPlot
+from surogate.callbacks.rollout_metrics import RolloutMetrics, RolloutProgress
+from surogate.callbacks.rollout_records import RolloutRecords
 from surogate.callbacks.text_samples import TextSamples
 
 __all__ = [
@@ -20,6 +23,10 @@ __all__ = [
     "ModelExport",
     "PrecisionCanary",
     "ProgressLine",
+    "RewardPlot",
+    "RolloutMetrics",
+    "RolloutProgress",
+    "RolloutRecords",
     "StepCheckpoints",
     "TextSamples",
 ]

@@ -53,7 +53,7 @@ class ProgressLine(WindowCallback):
         self._steps_seen += summary.num_steps
         self._seconds_seen += summary.seconds
         step = trainer.global_step
-        line = describe(summary)
+        line = self.describe(summary)
         if self._num_steps is not None:
             left = max(self._num_steps - step, 0)
             line += f"  eta {duration(left * self._seconds_seen / self._steps_seen)}"
@@ -62,6 +62,10 @@ class ProgressLine(WindowCallback):
         else:
             total = f"/{self._num_steps}" if self._num_steps is not None else ""
             self._print(f"step {step}{total}  {line}")
+
+    def describe(self, summary: StepSummary) -> str:
+        """Write a window on one line."""
+        return describe(summary)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -95,19 +95,26 @@ class Answerer:
 
     def answer(self, messages: Sequence[dict[str, Any]], *, stream: bool = False) -> str:
         """Return the next message of a conversation, printing it while it is written with `stream`."""
+        return self._continue(self._renderer.prompt_ids(messages), stream).strip()
+
+    def go_on(self, text: str) -> str:
+        """Return what follows a text, without any template."""
+        return self._continue(list(self.tokenizer(text).input_ids), stream=False)
+
+    def _continue(self, prompt_ids: list[int], stream: bool) -> str:
         from transformers import TextStreamer
 
         from surogate.models.inference import generate_ids
 
         ids = generate_ids(
             self._model,
-            self._renderer.prompt_ids(messages),
+            prompt_ids,
             self._ends,
             max_new_tokens=self._options.max_new_tokens,
             temperature=self._options.temperature,
             streamer=TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None,
         )
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _without_adapter(location: str, found: FoundModel) -> FoundModel:

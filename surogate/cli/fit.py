@@ -254,7 +254,12 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what lightning 2.6 calls in it
-    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*`_DDPSinkBackward`.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*have no `val_dataloader`.*",
+        ".*LeafSpec.*",
+        ".*`_DDPSinkBackward`.*",
+    ):
         warnings.filterwarnings("ignore", message)
     # Of an empty list of loaders, where too few rows to hold any out have been remarked already.
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")

@@ -26,9 +26,11 @@ def main(argv: list[str]) -> int:
     add_options(parser, max_new_tokens=64)
     parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
     parser.add_argument("--adapter", metavar="[NAME=]DIR", help="adapter or run to use instead of the run's own")
+    parser.add_argument("--raw", action="store_true", help="go on with the prompt as plain text, without a template")
     options = parser.parse_args(argv)
     answerer = Answerer(options, one_of(options.adapter) if options.adapter else None)
     for prompt in options.prompt:
-        answer = answerer.answer([{"role": "user", "content": prompt}])
+        prompt = prompt.replace("\\n", "\n") if options.raw else prompt
+        answer = answerer.go_on(prompt) if options.raw else answerer.answer([{"role": "user", "content": prompt}])
         print(answer if len(options.prompt) == 1 else f"> {prompt}\n{answer}\n", flush=True)
     return 0

@@ -19,8 +19,14 @@ class Verb:
 
 VERBS = {
     "quickstart": Verb("surogate.cli.quickstart", "fine-tune a small real model on real data, start to finish"),
+    "quickstart-grpo": Verb("surogate.cli.quickstart_grpo", "teach it arithmetic by rewards, start to finish"),
     "sft": Verb("surogate.cli.sft", "fine-tune a model on instructions or conversations, from one flat YAML"),
     "pt": Verb("surogate.cli.pt", "pretrain a model on plain text, from scratch or on, from one flat YAML"),
+    "grpo": Verb("surogate.cli.grpo", "improve a model by rewards: vLLM generates, environments reward, LoRA trains"),
+    "grpo-infer": Verb("surogate.cli.grpo_infer", "the generator of a grpo run, as a server of its own"),
+    "grpo-orch": Verb("surogate.cli.grpo_orch", "the orchestrator of a grpo run, as a process of its own"),
+    "grpo-train": Verb("surogate.cli.grpo_train", "the trainer of a grpo run, as processes of their own"),
+    "env-check": Verb("surogate.cli.env_check", "try environments and their rewards without training"),
     "tokenizer": Verb("surogate.cli.tokenizer", "train a tokenizer on a corpus"),
     "tokenize": Verb("surogate.cli.tokenize", "tokenise the data of a configuration into the cache, and nothing else"),
     "inspect": Verb("surogate.cli.inspect", "look at the data of a configuration before training on it"),
@@ -34,20 +40,17 @@ VERBS = {
 
 _LATER = "it comes with a later release."
 NOT_YET_VERBS = {
-    "grpo": "reinforcement learning comes in a later release. `surogate sft` trains on demonstrations.",
-    "grpo-infer": "reinforcement learning comes in a later release.",
     "dpo": "preference training comes in a later release. `surogate sft` trains on demonstrations.",
     "submit": "until then start `surogate sft` from your own sbatch script, on one node.",
     "dashboard": "metrics.csv, metrics.jsonl and loss.png lie in the run's folder.",
     "report": "metrics.csv, metrics.jsonl and loss.png lie in the run's folder.",
     "verify": _LATER,
     "env": _LATER,
-    "env-check": _LATER,
 }
 """Verbs that are planned, and what to do until then."""
 
 _OVERVIEW = """\
-surogate {version}: pretrain and fine-tune language models from one flat YAML.
+surogate {version}: pretrain and fine-tune language models, and improve them by rewards, from flat YAML.
 
 usage: surogate VERB [...]
 
@@ -104,6 +107,80 @@ examples:
 
 """
 
+_GRPO = """\
+usage: surogate grpo --train TRAIN.YAML --infer INFER.YAML --orch ORCH.YAML [--train.key value ...] [--print_config]
+
+Improve a model by rewards (GRPO and its kin): vLLM samples completions, environments reward them, and a LoRA adapter
+trains on what they were worth. One command starts all parts. Every key can be overridden with its file in front.
+Running the same command again resumes the run; a finished run says so.
+
+  --vllm-gpus 0,1 --trainer-gpus 2,3   give generation and training GPUs of their own; without them they share one
+
+example train.yaml:
+  model: HuggingFaceTB/SmolLM2-135M-Instruct
+  learning_rate: 1e-4
+
+example infer.yaml:
+  max_num_seqs: 64
+
+example orch.yaml:
+  env:
+    - id: arithmetic
+  batch_size: 64
+  rollouts_per_example: 8
+  max_steps: 100
+  sampling: {max_tokens: 64}
+
+examples:
+  surogate env-check orch.yaml
+  surogate grpo --train train.yaml --infer infer.yaml --orch orch.yaml
+  surogate grpo --train train.yaml --infer infer.yaml --orch orch.yaml --train.loss.type dapo --orch.batch_size 128
+
+"""
+
+_GRPO_INFER = """\
+usage: surogate grpo-infer INFER.YAML [--key value ...]
+
+Serve the model of a grpo run with vLLM, in a process or on a node of its own. orch.yaml names the server's address as
+client.base_url. Dev endpoints of the server take weights without asking who sends them: keep it on a private network.
+
+example:
+  surogate grpo-infer infer.yaml --host 10.0.0.2 --port 8000
+
+"""
+
+_GRPO_ORCH = """\
+usage: surogate grpo-orch ORCH.YAML [--key value ...]
+
+Ask the servers for completions, reward them, and hand the batches of each step to `surogate grpo-train` through
+output_dir.
+
+example:
+  surogate grpo-orch orch.yaml --client.base_url http://10.0.0.2:8000
+
+"""
+
+_GRPO_TRAIN = """\
+usage: surogate grpo-train TRAIN.YAML [--key value ...]
+
+Train on the batches that `surogate grpo-orch` hands out through output_dir, and leave the weights of each step there.
+
+example:
+  torchrun --nproc_per_node 4 -m surogate grpo-train train.yaml
+
+"""
+
+_ENV_CHECK = """\
+usage: surogate env-check ORCH.YAML [--key value ...]
+
+Run the environments of a configuration dry: rewards of reference answers and of sampled completions, time per reward,
+exceptions, spread, and the share of groups that would carry no signal. Nothing is trained.
+
+examples:
+  surogate env-check orch.yaml
+  surogate env-check orch.yaml --env.0.id rewards.py:score
+"""
+
 _FIT = """\
 usage: surogate fit --config NESTED.YAML [--config MORE.YAML ...] [--trainer.max_steps 10 ...]
 
@@ -146,24 +223,49 @@ def page(verb: str) -> str | None:
     """Return the page of a verb, or None where its module has its own."""
     if verb in _TRAINING:
         return _TRAINING[verb] + _keys(verb)
-    return {"fit": _FIT, "validate": _VALIDATE}.get(verb)
+    if verb in _GRPO_PAGES:
+        text, files = _GRPO_PAGES[verb]
+        return text + _keys_of_files(files)
+    return {"fit": _FIT, "validate": _VALIDATE, "env-check": _ENV_CHECK}.get(verb)
 
 
 _TRAINING = {"sft": _SFT, "pt": _PT}
+_GRPO_PAGES = {
+    "grpo": (_GRPO, ("train", "infer", "orch")),
+    "grpo-infer": (_GRPO_INFER, ("infer",)),
+    "grpo-orch": (_GRPO_ORCH, ("orch",)),
+    "grpo-train": (_GRPO_TRAIN, ("train",)),
+}
 
 
 def _keys(verb: str) -> str:
     from surogate.config.flat import GROUPS, SCHEMAS
-    from surogate.config.keys import keys_of, show_default, type_name
     from surogate.config.parts import DatasetSpec
 
+    groups = [_group(title, SCHEMAS[verb], schema) for title, schema in GROUPS.items()]
+    return "\n".join([*groups, _group("A dataset", DatasetSpec, DatasetSpec)])
+
+
+def _keys_of_files(files: tuple[str, ...]) -> str:
+    from surogate.config.flat_grpo import ENTRIES_GRPO, GROUPS_GRPO, SCHEMAS_GRPO
+
+    groups = [
+        _group(f"{file}.yaml: {title}", SCHEMAS_GRPO[file], schema)
+        for file in files
+        for title, schema in GROUPS_GRPO[file].items()
+    ]
+    entries = ENTRIES_GRPO if "orch" in files else {}
+    return "\n".join([*groups, *(_group(title, schema, schema) for title, schema in entries.items())])
+
+
+def _group(title: str, schema: type, group: type) -> str:
+    """List the keys of a group, with the defaults that a schema gives them."""
+    from surogate.config.keys import expanded, show_default, type_name
+
     width = min(shutil.get_terminal_size().columns, 120)
-    lines = []
-    for group, schema in {**GROUPS, "A dataset": DatasetSpec}.items():
-        lines += [group, ""]
-        of_verb = keys_of(schema) if schema is DatasetSpec else keys_of(SCHEMAS[verb])  # which has defaults of its own
-        for key in map(of_verb.__getitem__, keys_of(schema)):
-            lines.append(f"  {key.name}  ({type_name(key.type)}; {show_default(key)})")
-            lines += textwrap.wrap(key.summary, width, initial_indent="      ", subsequent_indent="      ")
-        lines.append("")
-    return "\n".join(lines)
+    of_schema = expanded(schema)
+    lines = [title, ""]
+    for key in map(of_schema.__getitem__, expanded(group)):
+        lines.append(f"  {key.name}  ({type_name(key.type)}; {show_default(key)})")
+        lines += textwrap.wrap(key.summary, width, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join([*lines, ""])

@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 
 from surogate.config.keys import nearest
 from surogate.config.overrides import parse_overrides
-from surogate.config.read import COMMAND_LINE, show_path
+from surogate.config.reader import COMMAND_LINE, show_path
 from surogate.config.yaml_file import KeyPath, read_yaml
 from surogate.errors import ConfigError
 

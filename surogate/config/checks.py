@@ -1,5 +1,7 @@
 """Combinations of keys that cannot run, and things outside the file that must exist. No torch.
 
+What is not here: the files of `surogate grpo` (checks_grpo.py, cross_check.py), which share `trainer_contradictions`.
+
 Each check yields the keys involved, as the user knows them, and one sentence that says what to change.
 """
 
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from surogate.config.flat import AdapterKeys, QuantKeys, TrainConfig
+from surogate.config.flat import AdapterKeys, QuantKeys, TrainConfig, TrainerConfig
 from surogate.config.keys import keys_of
 from surogate.config.not_yet import DATASET_FIELDS
 from surogate.config.parts import DatasetSpec
@@ -31,15 +33,10 @@ def contradictions(config: TrainConfig, given: dict[str, Any]) -> Iterator[Contr
         config: all values, defaults filled in.
         given: only what the user set, including keys that are not there yet.
     """
-    yield from _lengths(config)
-    yield from _adapters(config)
-    yield from _quantised(config)
-    yield from _canary(config)
-    yield from _recipe(config)
+    yield from _sample_lengths(config)
+    yield from trainer_contradictions(config, given)
     yield from _full_training(config, given)
-    yield from _schedule(config)
     yield from _validation(config, given)
-    yield from _reporting(config, given)
     for key in ("datasets", "validation_datasets"):
         for index, spec in enumerate(getattr(config, key)):
             yield from ((((key, index), f"{key}[{index}]{sentence}")) for sentence in _dataset(spec))
@@ -51,16 +48,31 @@ def contradictions(config: TrainConfig, given: dict[str, Any]) -> Iterator[Contr
                 )
     if not config.datasets:
         yield ("datasets",), "datasets is empty. List at least one source of rows."
+    yield from _sources(config)
+
+
+def trainer_contradictions(config: TrainerConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+    """Yield what cannot run of the keys that all training verbs have; see `contradictions`."""
+    yield from _lengths(config)
+    yield from _adapters(config)
+    yield from _quantised(config)
+    yield from _canary(config)
+    yield from _recipe(config)
+    yield from _schedule(config)
+    yield from _reporting(config, given)
     yield from _locations(config)
 
 
-def _lengths(c: TrainConfig) -> Iterator[Contradiction]:
+def _sample_lengths(c: TrainConfig) -> Iterator[Contradiction]:
     if c.max_length is not None and c.max_length > c.sequence_len:
         yield (
             ("max_length", "sequence_len"),
             f"max_length {c.max_length} is more than sequence_len {c.sequence_len}, and a sample must fit into a row. "
             "Lower max_length or raise sequence_len.",
         )
+
+
+def _lengths(c: TrainerConfig) -> Iterator[Contradiction]:
     if c.max_model_len is not None and c.max_model_len < c.sequence_len:
         yield (
             ("max_model_len", "sequence_len"),
@@ -82,7 +94,7 @@ _QLORA = {
 """The storage formats, and the keys that only mean something with one of them."""
 
 
-def _quantised(c: TrainConfig) -> Iterator[Contradiction]:
+def _quantised(c: TrainerConfig) -> Iterator[Contradiction]:
     asked = [key for key in _QLORA if getattr(c, key)]
     if len(asked) > 1:
         yield tuple(asked), f"{' and '.join(asked)} exclude each other. Keep one of them."
@@ -96,7 +108,7 @@ def _quantised(c: TrainConfig) -> Iterator[Contradiction]:
     for key in ("skip_quant_first_layers", "skip_quant_last_layers"):
         if getattr(c, key) and not asked:
             yield (key,), f"{key} needs one of {', '.join(_QLORA)}: without them nothing is quantised."
-    method = _stored_as(c.model)
+    method = stored_as(c.model)
     if method and asked:
         yield (
             (asked[0], "model"),
@@ -110,9 +122,9 @@ def _quantised(c: TrainConfig) -> Iterator[Contradiction]:
         )
 
 
-def _canary(c: TrainConfig) -> Iterator[Contradiction]:
+def _canary(c: TrainerConfig) -> Iterator[Contradiction]:
     """What a hub repository holds, and which layers a recipe of the user's reaches, is found when they are loaded."""
-    stores_few_bits = any(getattr(c, key) for key in _QLORA) or _stored_as(c.model) or not _is_here(c.model)
+    stores_few_bits = any(getattr(c, key) for key in _QLORA) or stored_as(c.model) or not _is_here(c.model)
     if c.precision_canary_steps and not stores_few_bits and c.recipe == "bf16" and not c.matmul_dtype:
         yield (
             ("precision_canary_steps",),
@@ -133,7 +145,7 @@ _OF_RECIPE: dict[str, tuple[str, dict[str, Any]]] = {
 """For each family of recipes its best-known one, the keys that need it, and the values that ask for nothing."""
 
 
-def _recipe(c: TrainConfig) -> Iterator[Contradiction]:
+def _recipe(c: TrainerConfig) -> Iterator[Contradiction]:
     try:
         recipe = load_recipe(c.recipe)
     except ConfigError as error:
@@ -155,7 +167,13 @@ def _recipe(c: TrainConfig) -> Iterator[Contradiction]:
         )
 
 
-def _stored_as(model: str) -> str | None:
+def quantised_by(c: TrainerConfig) -> str | None:
+    """Return the key by which the base is stored in few bits, None where it is not."""
+    asked = next((key for key in _QLORA if getattr(c, key)), None)
+    return asked or ("model" if stored_as(c.model) else None)
+
+
+def stored_as(model: str) -> str | None:
     """Return how a local model folder says it is quantised; a hub repository's is found when it is loaded."""
     try:
         config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
@@ -165,7 +183,7 @@ def _stored_as(model: str) -> str | None:
     return str(quantisation.get("quant_method", "unknown method")) if isinstance(quantisation, dict) else None
 
 
-def _adapters(c: TrainConfig) -> Iterator[Contradiction]:
+def _adapters(c: TrainerConfig) -> Iterator[Contradiction]:
     if c.adapter_init_mode == "trainable" and not c.adapter_path:
         yield (
             ("adapter_init_mode",),
@@ -223,7 +241,7 @@ def _full_training(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradict
 _INITIALISATIONS = re.compile(r"gaussian|pissa(_niter_[1-9]\d*)?|olora|orthogonal|mica")
 
 
-def _schedule(c: TrainConfig) -> Iterator[Contradiction]:
+def _schedule(c: TrainerConfig) -> Iterator[Contradiction]:
     if c.cooldown_steps and c.lr_scheduler_type != "wsd":
         yield (
             ("cooldown_steps", "lr_scheduler_type"),
@@ -250,7 +268,7 @@ def _validation(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction
         )
 
 
-def _reporting(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+def _reporting(c: TrainerConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
     for key in ("wandb_project", "wandb_name", "wandb_group", "wandb_tags", "wandb_mode"):
         if key in given and "wandb" not in c.report_to:
             yield ((key, "report_to"), f"{key} needs report_to: [wandb].")
@@ -287,29 +305,31 @@ _DEFAULT_DATASET = DatasetSpec()
 _SECRET_IN_URL = re.compile(r"://[^/?#]*@|[?&][^=&]*(sig|token|key|credential|passw|secret)[^=&]*=", re.IGNORECASE)
 
 
-def _locations(c: TrainConfig) -> Iterator[Contradiction]:
-    named: list[tuple[tuple[str | int, ...], str, str | None]] = [
-        (("model",), "model", c.model),
-        (("tokenizer",), "tokenizer", c.tokenizer),
-        (("adapter_path",), "adapter_path", c.adapter_path),
-    ]
-    for key in ("datasets", "validation_datasets"):
-        for index, spec in enumerate(getattr(c, key)):
-            named.append(((key, index, "path"), f"{key}[{index}].path", spec.path))
-    for keys, shown, location in named:
-        if location:
-            try:
-                resolve(location, ConfigError, urls=shown.endswith(".path"))
-            except ConfigError as error:
-                yield keys, f"{shown}: {error}"
+def _locations(c: TrainerConfig) -> Iterator[Contradiction]:
+    for key in ("model", "tokenizer", "adapter_path"):
+        yield from _location((key,), key, getattr(c, key))
     yield from _adapter_folder(c.adapter_path)
-    if c.template is not None and c.template.endswith((".jinja", ".j2")) and not Path(c.template).is_file():
-        yield ("template",), f"template: there is no file {c.template!r}."
     if isinstance(c.resume_from_checkpoint, str) and not Path(c.resume_from_checkpoint).exists():
         yield (
             ("resume_from_checkpoint",),
             f"resume_from_checkpoint: there is no {c.resume_from_checkpoint!r}. Use true for the newest checkpoint.",
         )
+
+
+def _sources(c: TrainConfig) -> Iterator[Contradiction]:
+    for key in ("datasets", "validation_datasets"):
+        for index, spec in enumerate(getattr(c, key)):
+            yield from _location((key, index, "path"), f"{key}[{index}].path", spec.path)
+    if c.template is not None and c.template.endswith((".jinja", ".j2")) and not Path(c.template).is_file():
+        yield ("template",), f"template: there is no file {c.template!r}."
+
+
+def _location(place: tuple[str | int, ...], shown: str, location: str | None) -> Iterator[Contradiction]:
+    if location:
+        try:
+            resolve(location, ConfigError, urls=shown.endswith(".path"))
+        except ConfigError as error:
+            yield place, f"{shown}: {error}"
 
 
 def _adapter_folder(location: str | None) -> Iterator[Contradiction]:

@@ -1,5 +1,7 @@
 """The flat keys of `surogate sft` and `surogate pt`: what a user types in YAML or overrides as `--key value`.
 
+Those of reinforcement learning are in flat_grpo.py, which takes most groups from here.
+
 Each group of keys is a dataclass; the docstring under a key is its manual, and `surogate sft --help` and
 docs/reference/config.md are generated from it (keys.py reads it). What is not here: keys that are rejected by name
 (keys.py), combinations that cannot run (checks.py), and what a key does to Lightning (lower.py).
@@ -10,7 +12,7 @@ The one idea: a key stands here if and only if it is honoured today.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jsonargparse.typing import (
     ClosedUnitInterval,
@@ -20,17 +22,10 @@ from jsonargparse.typing import (
     OpenUnitInterval,
     PositiveFloat,
     PositiveInt,
-    restricted_number_type,
 )
 
+from surogate.config.bounded import PartFraction, StepLimit
 from surogate.config.parts import DatasetSpec, DTypeName
-
-if TYPE_CHECKING:
-    StepLimit = int
-    PartFraction = float
-else:
-    StepLimit = restricted_number_type("StepLimit", int, [(">", 0), ("==", -1)], join="or")
-    PartFraction = restricted_number_type("PartFraction", float, [(">=", 0), ("<", 1)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +45,26 @@ class RunKeys:
     """Optimizer steps between checkpoints; 0 saves only at the end."""
     save_total_limit: PositiveInt = 5
     """Checkpoints to keep; older ones are removed, never the newest valid one."""
-    num_epochs: PositiveInt = 3
-    """Passes over the data. max_steps wins over it."""
     max_steps: StepLimit = -1
     """Optimizer steps of the whole run; -1 takes num_epochs."""
-    eval_steps: PositiveInt = 100
-    """Optimizer steps between validations; there is always one at the end."""
     logging_steps: PositiveInt = 1
     """Optimizer steps between log lines."""
     train_seed: NonNegativeInt = 1234
     """Seed of initialisation, dropout and shuffling."""
-    eval_seed: NonNegativeInt = 1234
-    """Seed of the validation split."""
     hub_token: str | None = field(default=None, repr=False)
     """Token for private hub repositories. Default: HF_TOKEN of the environment. Never logged, never saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRunKeys(RunKeys):
+    """What the run is called, where it writes, how long it goes on."""
+
+    num_epochs: PositiveInt = 3
+    """Passes over the data. max_steps wins over it."""
+    eval_steps: PositiveInt = 100
+    """Optimizer steps between validations; there is always one at the end."""
+    eval_seed: NonNegativeInt = 1234
+    """Seed of the validation split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +276,7 @@ class MachineKeys:
 
 
 GROUPS = {
-    "Run": RunKeys,
+    "Run": DataRunKeys,
     "Model": ModelKeys,
     "Adapters": AdapterKeys,
     "Quantised base": QuantKeys,
@@ -288,10 +289,15 @@ GROUPS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(MachineKeys, DataKeys, OptimisationKeys, RecipeKeys, QuantKeys, AdapterKeys, ModelKeys, RunKeys):
-    """Every flat key of a training verb."""
+class TrainerConfig(MachineKeys, OptimisationKeys, RecipeKeys, QuantKeys, AdapterKeys, ModelKeys, RunKeys):
+    """Every flat key that all training verbs have."""
 
     verb: ClassVar[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DataKeys, DataRunKeys, TrainerConfig):
+    """Every flat key of a verb that trains on rows."""
 
 
 @dataclass(frozen=True, kw_only=True)

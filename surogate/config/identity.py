@@ -1,7 +1,8 @@
 """What makes a run itself, taken from its nested configuration: with other values in the same folder it is another run.
 
 What is not here: where that is recorded and compared (run_folder.py). How long a run goes on, how fast it learns, how
-it is reported and how its work is laid out in memory may change between a stop and a resume, and stand apart.
+it is reported and evaluated, which servers generate for it, how far they run ahead, and how its work is laid out in
+memory may change between a stop and a resume, and stand apart.
 """
 
 from __future__ import annotations
@@ -16,6 +17,16 @@ from surogate.config.parts import DatasetSpec
 Nested = dict[str, Any]
 
 _FREE_IN_MODEL = {"recompute", "attn_implementation", "trust_remote_code"}
+_FIXED_IN_ROLLOUTS = {
+    "batch_size",
+    "rollouts_per_example",
+    "seq_len",
+    "seed",
+    "sampling",
+    "buffer",
+    "advantage",
+    "filters",
+}
 _FIXED_IN_BATCH = {"sequence_len", "sample_packing", "train_seed", "eval_seed"}
 
 
@@ -38,6 +49,10 @@ def run_identity(model: Nested, data: Nested, plugins: Any = None) -> Nested:
         "validation_datasets": _told_apart_by(rows.get("validation_datasets")),
         "validation_split_ratio": rows.get("validation_split_ratio"),
         "chat": rows.get("chat"),
+        "loss": module.get("loss"),
+        "environments": rows.get("environments"),
+        "rollouts": _only(rows.get("orchestrator"), lambda key: key in _FIXED_IN_ROLLOUTS),
+        "noise": (rows.get("link") or {}).get("noise"),
         "batch": _only(rows.get("batch"), lambda key: key in _FIXED_IN_BATCH),
     }
     return deepcopy({key: value for key, value in identity.items() if value is not None})

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 from jsonargparse import typing as restricted
 
-from surogate.config.flat import PartFraction, StepLimit
+from surogate.config.bounded import AtLeastOne, PartFraction, PortNumber, PositiveFraction, StepLimit
 
 REQUIRED = dataclasses.MISSING
 
@@ -71,6 +71,31 @@ def _attribute_docstrings(cls: type) -> dict[str, str]:
     }
 
 
+def item_schema(type_: Any) -> type | None:
+    """Return the schema of a key that is a mapping of keys of its own, or a list of such mappings; else None."""
+    item = next(iter(typing.get_args(type_)), None) if typing.get_origin(type_) is list else type_
+    return item if isinstance(item, type) and dataclasses.is_dataclass(item) else None
+
+
+def expanded(schema: type, prefix: str = "") -> dict[str, Key]:
+    """Describe each key of a schema, those inside mappings in place of the mapping: `loss.type`, `loss.adv_tau`."""
+    keys: dict[str, Key] = {}
+    for key in keys_of(schema).values():
+        inner = None if typing.get_origin(key.type) is list else item_schema(key.type)
+        name = f"{prefix}{key.name}"
+        keys |= expanded(inner, f"{name}.") if inner else {name: dataclasses.replace(key, name=name)}
+    return keys
+
+
+def example_of(schema: type) -> str:
+    """Write a mapping of a schema with a value for its first key, as an example."""
+    key = next(key for key in keys_of(schema).values() if key.name in _EXAMPLES or isinstance(key.default, str))
+    return f"{{{key.name}: {_EXAMPLES.get(key.name, key.default)}}}"
+
+
+_EXAMPLES = {"path": "rows.jsonl", "id": "reverse-text", "enabled": "true", "max_tokens": "512", "interval": "50",
+    "timeout": "600", "online_difficulty_filtering": "true", "name": "org/model"}  # fmt: skip
+
 _TYPE_WORDS: dict[Any, tuple[str, str]] = {
     bool: ("bool", "true or false"),
     int: ("int", "a whole number"),
@@ -85,6 +110,9 @@ _TYPE_WORDS: dict[Any, tuple[str, str]] = {
     restricted.ClosedUnitInterval: ("float 0 to 1", "a number from 0 to 1"),
     restricted.OpenUnitInterval: ("float between 0 and 1", "a number between 0 and 1, without them"),
     PartFraction: ("float 0 to below 1", "a number from 0 to below 1"),
+    PositiveFraction: ("float above 0 to 1", "a number above 0, at most 1"),
+    AtLeastOne: ("float >= 1", "a number of 1 or more"),
+    PortNumber: ("int 1 to 65535", "a whole number from 1 to 65535"),
     restricted.NotEmptyStr: ("str", "text that is not empty"),
 }
 
@@ -113,8 +141,9 @@ def _type_words(type_: Any, form: int) -> list[str]:
     if origin in (typing.Union, types.UnionType):
         return [word for arg in args for word in _type_words(arg, form)]
     if origin is list:
-        if dataclasses.is_dataclass(args[0]):
-            return [("list of mappings", "a list of mappings, such as [{path: rows.jsonl}]")[form]]
+        schema = item_schema(type_)
+        if schema:
+            return [("list of mappings", f"a list of mappings, such as [{example_of(schema)}]")[form]]
         example = ", ".join(choices(args[0])) or "a, b"
         return [(f"list of {type_name(args[0])}", f"a list such as [{example}]")[form]]
     return [("mapping", "a mapping")[form]]
@@ -146,6 +175,8 @@ def show_default(key: Key) -> str:
         return "required"
     if key.default is None:
         return "not set"
+    if isinstance(key.default, dict):
+        return "{}"
     if isinstance(key.default, list):
         return f"[{', '.join(map(str, key.default))}]"
     return str(key.default).lower() if isinstance(key.default, bool) else str(key.default)

@@ -1,8 +1,8 @@
 """Lowering: the ONE place where flat keys become the nested configuration that LightningCLI runs.
 
 Every flat key is read here, in `to_lightning` or `to_environment` (a test proves it), so none can be accepted and then
-ignored. What is not here: reading and checking (read.py, checks.py), and running (cli/fit.py). The result is plain
-data, without torch, and `surogate fit` accepts it as it is.
+ignored. What is not here: reading and checking (read.py, checks.py), running (cli/fit.py), and what only reinforcement
+learning has (lower_grpo.py). The result is plain data, without torch, and `surogate fit` accepts it as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import PurePath
 
-from surogate.config.flat import TrainConfig
+from surogate.config.flat import TrainConfig, TrainerConfig
 from surogate.config.identity import Nested
 
 
@@ -31,12 +31,17 @@ def to_lightning(config: TrainConfig, environ: Mapping[str, str] = os.environ) -
     }
 
 
-def to_environment(config: TrainConfig) -> dict[str, str]:
+def to_environment(config: TrainerConfig) -> dict[str, str]:
     """Return what goes into the environment of the process, and into no file."""
     return {"HF_TOKEN": config.hub_token} if config.hub_token else {}
 
 
 def _model(c: TrainConfig) -> Nested:
+    return {"class_path": f"surogate.modes.{_CLASSES[c.verb][0]}", "init_args": module_arguments(c)}
+
+
+def module_arguments(c: TrainerConfig) -> Nested:
+    """Return what the module of every training verb takes."""
     model = {
         "source": c.model,
         "model_type": c.model_type,
@@ -78,8 +83,7 @@ def _model(c: TrainConfig) -> Nested:
         "epsilon": c.adamw_epsilon,
         "master_dtype": c.master_dtype,
     }
-    init_args = {"model": model, "lora": lora, "optim": optim, "lmhead_chunks": c.lmhead_chunks}
-    return {"class_path": f"surogate.modes.{_CLASSES[c.verb][0]}", "init_args": init_args}
+    return {"model": model, "lora": lora, "optim": optim, "lmhead_chunks": c.lmhead_chunks}
 
 
 _CLASSES = {"sft": ("SftModule", "ChatDataModule"), "pt": ("PtModule", "TextDataModule")}
@@ -127,16 +131,24 @@ def _data(c: TrainConfig) -> Nested:
 
 def _trainer(c: TrainConfig, environ: Mapping[str, str]) -> Nested:
     has_validation = bool(c.validation_datasets) or c.validation_split_ratio > 0
-    machine, plugins = _machine(c.gpus, environ)
     return {
-        **machine,
-        "max_steps": c.max_steps,
+        **trainer_arguments(c, environ),
         "max_epochs": -1 if c.max_steps > 0 else c.num_epochs,
         "val_check_interval": c.eval_steps,
         "check_val_every_n_epoch": None,  # so that the interval counts across epochs
         "limit_val_batches": None if has_validation else 0,
         # The whole validation before the first step, so that a continued pretraining shows what it changed.
         "num_sanity_val_steps": -1 if c.verb == "pt" and not c.from_scratch else 0,
+        "callbacks": _callbacks(c),
+    }
+
+
+def trainer_arguments(c: TrainerConfig, environ: Mapping[str, str]) -> Nested:
+    """Return what the Trainer of every training verb takes."""
+    machine, plugins = _machine(c.gpus, environ)
+    return {
+        **machine,
+        "max_steps": c.max_steps,
         "log_every_n_steps": c.logging_steps,
         "enable_checkpointing": False,  # StepCheckpoints does it
         "enable_progress_bar": False,  # ProgressLine does it
@@ -145,11 +157,10 @@ def _trainer(c: TrainConfig, environ: Mapping[str, str]) -> Nested:
         "default_root_dir": c.output_dir,
         "plugins": [_precision(c), *plugins],
         "logger": _loggers(c),
-        "callbacks": _callbacks(c),
     }
 
 
-def _precision(c: TrainConfig) -> Nested:
+def _precision(c: TrainerConfig) -> Nested:
     """Return the one Precision plugin: how weights are stored, and how products are computed."""
     formats: dict[str, tuple[bool, Nested]] = {
         "Nf4Precision": (
@@ -168,7 +179,7 @@ def _precision(c: TrainConfig) -> Nested:
     return {"class_path": "surogate.precision.RecipePrecision", "init_args": recipe}
 
 
-def _recipe_options(c: TrainConfig) -> Nested:
+def _recipe_options(c: TrainerConfig) -> Nested:
     """Return the fields of the recipe that the flat keys override."""
     options = {
         "emulate": c.recipe_emulate or None,
@@ -199,7 +210,7 @@ def _machine(gpus: int, environ: Mapping[str, str]) -> tuple[Nested, list[Nested
     return machine, plugins
 
 
-def _loggers(c: TrainConfig) -> list[Nested]:
+def _loggers(c: TrainerConfig) -> list[Nested]:
     wandb = {
         "name": c.wandb_name or _run_name(c),
         "project": c.wandb_project or "surogate",
@@ -221,11 +232,32 @@ def _loggers(c: TrainConfig) -> list[Nested]:
     return [known[name] for name in c.report_to]
 
 
-def _run_name(c: TrainConfig) -> str:
+def _run_name(c: TrainerConfig) -> str:
     return c.run_name or f"{c.verb}-{PurePath(c.model).name.removesuffix('.gguf')}"
 
 
 def _callbacks(c: TrainConfig) -> list[Nested]:
+    folder, steps = {"folder": c.output_dir}, {"every_n_steps": c.logging_steps}
+    watching: dict[str, Nested] = {
+        "EnvironmentRecord": folder,
+        "MetricsWriter": {**folder, **steps},
+        "ProgressLine": steps,
+        "FinalValidation": {},
+        "LossPlot": folder,
+        **precision_canary(c),
+        **({"TextSamples": folder} if c.verb == "pt" else {}),
+    }
+    return callbacks({**watching, **leaving_callbacks(c)})
+
+
+def precision_canary(c: TrainerConfig) -> dict[str, Nested]:
+    """Return the callback that watches what few bits cost, by its name, where it is asked for."""
+    canary = {"every_n_steps": c.precision_canary_steps, "seed": c.train_seed}
+    return {"PrecisionCanary": canary} if c.precision_canary_steps else {}
+
+
+def leaving_callbacks(c: TrainerConfig) -> dict[str, Nested]:
+    """Return the callbacks that write what a run leaves behind, by their names; they come last."""
     folder = {"folder": c.output_dir}
     checkpoints = {
         **folder,
@@ -234,19 +266,14 @@ def _callbacks(c: TrainConfig) -> list[Nested]:
         "resume": c.resume_from_checkpoint,
         "checkpoint_dir": c.checkpoint_dir,
     }
-    steps = {"every_n_steps": c.logging_steps}
-    canary = {"every_n_steps": c.precision_canary_steps, "seed": c.train_seed}
-    named: dict[str, Nested] = {
-        "EnvironmentRecord": folder,
-        "MetricsWriter": {**folder, **steps},
-        "ProgressLine": steps,
-        "FinalValidation": {},
-        "LossPlot": folder,
-        **({"PrecisionCanary": canary} if c.precision_canary_steps else {}),
-        **({"TextSamples": folder} if c.verb == "pt" else {}),
+    return {
         **({"AdapterExport": folder} if c.lora else {}),
         **({"ModelExport": {**folder, "merge": c.merge_adapter}} if c.merge_adapter or not c.lora else {}),
         # Last: a run killed between two callbacks then resumes before a step whose metrics it lacks, never after it.
         "StepCheckpoints": checkpoints,
     }
+
+
+def callbacks(named: dict[str, Nested]) -> list[Nested]:
+    """Return our callbacks in nested form, from their names and arguments."""
     return [{"class_path": f"surogate.callbacks.{name}", "init_args": {**args}} for name, args in named.items()]

@@ -1,12 +1,13 @@
 """The rest of the public contract: keys and values that Surogate knows by name but does not honour today.
 
 Each comes with one sentence that says why and what to use instead, and with the values that ask for nothing and are
-therefore accepted: a key is honoured or rejected, never ignored. When a key lands it moves from here to flat.py.
+therefore accepted: a key is honoured or rejected, never ignored. When a key lands it moves from here to flat.py. What
+the files of `surogate grpo` know besides is in not_yet_grpo.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -53,7 +54,7 @@ _STOPPING = "automatic stopping and learning-rate rescue are not there yet. Set 
 _COMPILED = "CUDA graphs and torch.compile are not there yet. Remove the key, or set it to false."
 _NODES = "runs over several machines are not there yet. Use gpus for this machine."
 _LATER = "this is planned for a later release. Remove the key."
-_GRPO = "it belongs to `surogate grpo`, which is not there yet. Remove it."
+_GRPO = "it belongs to `surogate grpo`. Remove it."
 
 
 def _not_yet(sentence: str, **inactive: object) -> dict[str, NotYet]:
@@ -88,38 +89,40 @@ NOT_YET: dict[str, NotYet] = {
 }
 """Keys of the public contract that a later issue brings."""
 
-NOT_YET_PATTERNS: dict[str, NotYet] = {
-    **{
-        pattern: NotYet(_LATER, (None, False, 0, 1, [], {}, "none"))
-        for pattern in [
-            "cpu_training",
-            "offload_*",
-            "persistent_quants",
-            "use_zero_copy",
-            "shard_*",
-            "memcpy_*",
-            "parallelism",
-            "ep_*",
-            "distillation",
-            "distillation.*",
-            "train_vision",
-            "aim_*",
-        ]
-    },
-    **{
-        pattern: NotYet(_GRPO, (None,))
-        for pattern in [
-            "loss",
-            "loss.*",
-            "noise_scheduler",
-            "noise_scheduler.*",
-            "max_async_level",
-            "weight_sync",
-            "transport_type",
-            "weight_broadcast_type",
-        ]
-    },
+_LATER_PATTERNS = {
+    pattern: NotYet(_LATER, (None, False, 0, 1, [], {}, "none"))
+    for pattern in [
+        "cpu_training",
+        "offload_*",
+        "persistent_quants",
+        "use_zero_copy",
+        "shard_*",
+        "memcpy_*",
+        "parallelism",
+        "ep_*",
+        "distillation",
+        "distillation.*",
+        "train_vision",
+        "aim_*",
+    ]
 }
+
+_OF_GRPO = {
+    pattern: NotYet(_GRPO, (None,))
+    for pattern in [
+        "loss",
+        "loss.*",
+        "noise_scheduler",
+        "noise_scheduler.*",
+        "max_async_level",
+        "weight_sync",
+        "transport_type",
+        "weight_broadcast_type",
+    ]
+}
+
+NOT_YET_PATTERNS: dict[str, NotYet] = {**_LATER_PATTERNS, **_OF_GRPO}
+"""The same for families of keys; and keys of reinforcement learning, which data sets have no use for."""
 
 _BY_DATA = (
     "initialisation from the training data is not there yet. Use true, gaussian, pissa, pissa_niter_16, olora or "
@@ -163,24 +166,57 @@ DATASET_FIELDS = {
 """Which keys of a dataset belong to which type."""
 
 
-def not_yet(key: str, value: Any) -> str | None:
-    """Return the sentence that rejects a key of the contract which has not landed, "" where its value asks for nothing.
+@dataclass(frozen=True)
+class Contract:
+    """What a file of the user's may hold besides the keys of its schema.
 
-    Returns:
-        None where the key is not one of the contract's later keys.
+    Attributes:
+        advice: what to say of a key that resembles none.
+        synonyms: second names of keys.
+        aliases: names from elsewhere, and what they are called here.
+        later: keys, or patterns of keys, that are rejected by name.
+        values: values, or patterns of values, of active keys that are rejected by name.
+        elsewhere: keys of the other files of the same run, and the file that they belong in.
     """
-    found = NOT_YET.get(key) or next((rule for glob, rule in NOT_YET_PATTERNS.items() if fnmatchcase(key, glob)), None)
-    if found is None:
-        return None
-    return "" if found.accepts(value) else found.sentence
 
+    advice: str
+    synonyms: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    later: dict[str, NotYet] = field(default_factory=dict)
+    values: dict[str, dict[Any, str]] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
-def value_not_yet(key: str, value: Any) -> str | None:
-    """Return the sentence that rejects a value of an active key, or None."""
-    for rejected, sentence in VALUES_NOT_YET.get(key, {}).items():
-        if isinstance(value, str) and isinstance(rejected, str):
-            if fnmatchcase(value.replace("-", "_"), rejected):
+    def not_yet(self, key: str, value: Any) -> str | None:
+        """Return the sentence that rejects a known key, "" where its value asks for nothing.
+
+        Returns:
+            None where the key is not one of those.
+        """
+        matching = (rule for glob, rule in self.later.items() if fnmatchcase(key, glob))
+        found = self.later.get(key) or next(matching, None)
+        if found is None:
+            return None
+        return "" if found.accepts(value) else found.sentence
+
+    def value_not_yet(self, key: str, value: Any) -> str | None:
+        """Return the sentence that rejects a value of an active key, or None."""
+        for rejected, sentence in self.values.get(key, {}).items():
+            if isinstance(value, str) and isinstance(rejected, str):
+                if fnmatchcase(value.replace("-", "_"), rejected):
+                    return sentence
+            elif value is rejected:
                 return sentence
-        elif value is rejected:
-            return sentence
-    return None
+        return None
+
+
+ROWS = Contract(
+    advice="`surogate sft --help` lists all keys.",
+    synonyms=SYNONYMS,
+    aliases=ALIASES,
+    later={**NOT_YET, **NOT_YET_PATTERNS},
+    values={**VALUES_NOT_YET, "validation_datasets.type": VALUES_NOT_YET["datasets.type"]},
+)
+"""What a configuration for training on rows may hold besides its keys."""
+
+TRAINING_LATER = {**NOT_YET, **_LATER_PATTERNS}
+"""What no training verb honours yet."""

@@ -33,8 +33,14 @@ def _path(name: str) -> KeyPath:
     return tuple(int(part) if part.isdecimal() else part for part in name.split("."))
 
 
-def set_nested(values: dict[str, Any], path: KeyPath, text: str) -> str | None:
+def set_nested(values: dict[str, Any], path: KeyPath, text: str, prefix: str = "") -> str | None:
     """Set a value inside nested mappings and lists, in place; one past the end of a list appends.
+
+    Args:
+        values: is changed.
+        path: where in it.
+        text: the value as it was typed.
+        prefix: what stood in front of the path on the command line, for the sentence.
 
     Returns:
         A sentence where the path leads nowhere, else None.
@@ -49,7 +55,7 @@ def set_nested(values: dict[str, Any], path: KeyPath, text: str) -> str | None:
             if not is_last and here.get(part) is None:
                 here[part] = [] if isinstance(path[depth + 1], int) else {}
         else:
-            shown = ".".join(map(str, path[: depth + 1]))
+            shown = ".".join(map(str, [*([prefix] if prefix else []), *path[: depth + 1]]))
             return f"--{shown} does not exist. List items are counted from 0 and a new one goes at the end."
         if is_last:
             here[part] = text

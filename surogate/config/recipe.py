@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from surogate.config.flat import PartFraction
+from surogate.config.bounded import PartFraction
 from surogate.config.keys import expected, keys_of, nearest, parse_value, show_value
 from surogate.config.yaml_file import read_yaml
 from surogate.errors import ConfigError

@@ -6,7 +6,7 @@ It holds what the user set and nothing else, so that it reruns under `surogate s
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import yaml
@@ -17,7 +17,7 @@ SECRET_KEYS = {"hub_token"}
 """Keys that no file may hold."""
 
 
-def to_yaml(resolved: Resolved, verb: str) -> str:
+def to_yaml(resolved: Resolved[Any], verb: str) -> str:
     """Write a resolved configuration as YAML, secrets left out."""
     lines = [f"# What `surogate {verb}` was asked for; every other key has its default."]
     for key, value in resolved.given.items():
@@ -45,6 +45,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        default = asdict(type(value)())
-        return {name: item for name, item in asdict(value).items() if item != default[name]}
+        default = type(value)()
+        changed = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {name: _plain(item) for name, item in changed.items() if item != getattr(default, name)}
     return value

@@ -1,7 +1,9 @@
 """Training modes: one LightningModule each, all with the same step."""
 
 from surogate.modes.base import CausalLMModule
+from surogate.modes.grpo import GrpoModule
 from surogate.modes.pt import PtModule
+from surogate.modes.rollout_data import RolloutDataModule
 from surogate.modes.sft import SftModule
 
-__all__ = ["CausalLMModule", "PtModule", "SftModule"]
+__all__ = ["CausalLMModule", "GrpoModule", "PtModule", "RolloutDataModule", "SftModule"]

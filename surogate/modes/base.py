@@ -205,7 +205,7 @@ class CausalLMModule(pl.LightningModule):
         """Return the sums of one micro-batch; the loss has a graph even where nothing is supervised."""
         raise NotImplementedError
 
-    def local_weight(self, step_batch: StepBatch) -> int:
+    def local_weight(self, step_batch: StepBatch) -> float:
         """Return this rank's share of the normaliser; supervised tokens, unless the mode's loss says otherwise."""
         return step_batch.num_loss_tokens
 
@@ -245,7 +245,7 @@ class CausalLMModule(pl.LightningModule):
             "learning_rate": learning_rate,
         }
 
-    def _sum_over_ranks(self, values: Tensor | list[int]) -> Tensor:
+    def _sum_over_ranks(self, values: Tensor | list[float]) -> Tensor:
         tensor = torch.as_tensor(values, device=self.device)
         return self.trainer.strategy.reduce(tensor, reduce_op="sum")
 

@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from surogate.config.flat import SCHEMAS
+from surogate.config.lower_grpo import to_lightning_grpo
 from surogate.config.read import read_config
+from surogate.config.read_grpo import read_grpo
 from surogate.config.recipe import load_recipe
 from surogate.config.yaml_file import read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+GRPO = REPOSITORY / "configs/grpo"
+OF_ONE_FILE = [path for path in CONFIGS if GRPO not in path.parents]
+OF_THREE_FILES = sorted({path.parent for path in CONFIGS if GRPO in path.parents})
 ROWS = REPOSITORY / "tests/data/factbook.jsonl"
 
 
@@ -39,17 +44,31 @@ def what_a_run_makes_itself(path: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def command_for(path: Path) -> str:
+    """What starts the run of a file."""
+    if path in OF_ONE_FILE:
+        return f"surogate {verb_of(path)} {name_of(path)}"
+    files = [f"--{file} {name_of(path.parent)}/{file}.yaml" for file in ("train", "infer", "orch")]
+    return " ".join(["surogate grpo", *files])
+
+
+@pytest.mark.parametrize("path", OF_ONE_FILE, ids=name_of)
 def test_a_config_is_read_without_complaint(path: Path):
     verb = verb_of(path)
     assert isinstance(read_config(verb, path, what_a_run_makes_itself(path)).config, SCHEMAS[verb])
+
+
+@pytest.mark.parametrize("folder", OF_THREE_FILES, ids=name_of)
+def test_three_files_of_grpo_are_read_without_complaint(folder: Path):
+    resolved = read_grpo(folder / "train.yaml", folder / "infer.yaml", folder / "orch.yaml")
+    assert to_lightning_grpo(resolved)["data"]["init_args"]["environments"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_the_header_says_command_hardware_and_expected_result(path: Path):
     header = re.match(r"(?:#.*\n)+", path.read_text())
     assert header
-    for word in (f"surogate {verb_of(path)} {name_of(path)}", "Hardware:", "Expected:"):
+    for word in (command_for(path), "Hardware:", "Expected:"):
         assert word in header.group()
 
 

@@ -28,8 +28,11 @@ ALLOWED = {
     "inspection": SPECS | {"batches", "data"},
     "models": SPECS | {"batches", "run_folder", "quant"},
     "precision": SPECS | {"kernels", "quant", "models.weights"},
-    "modes": SPECS | {"batches", "losses", "models", "precision"},
-    "callbacks": SPECS | {"run_folder", "batches", "modes", "quant", "models.originals"},
+    "rl": SPECS | {"batches", "losses"},
+    "rl.environments": SPECS | {"rl", "data.sources", "data.files"},
+    "modes": SPECS | {"batches", "losses", "models", "precision", "rl"},
+    "modes.rollout_data": SPECS | {"rl", "modes.engine_link", "data.tokenizers"},
+    "callbacks": SPECS | {"run_folder", "batches", "modes", "quant", "models.originals", "rl.types"},
     "quickstart": SPECS | {"run_folder", "data", "models"},
     "cli": {"*"},
     "__main__": {"cli"},
@@ -41,7 +44,7 @@ ONLY_IN = {
     "peft": {"models.lora"},
     "bitsandbytes": {"quant.nf4", "modes.optimizers"},
     "datasets": {"data.sources"},
-    "vllm": {"rl.vllm_generator"},
+    "vllm": {"rl.generators"},
     "wandb": set(),
 }
 """Library -> the parts that may import it."""

@@ -8,7 +8,8 @@ import pytest
 
 from surogate.cli import help as pages
 from surogate.config.flat import SCHEMAS
-from surogate.config.keys import keys_of
+from surogate.config.flat_grpo import SCHEMAS_GRPO
+from surogate.config.keys import expanded, keys_of
 
 PROBE = """
 import sys
@@ -20,7 +21,17 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["sft", "--help"], ["fit", "--help"], ["validate", "-h"], ["sft", "cfg.yaml", "--help"]]
+    "argv",
+    [
+        ["--help"],
+        ["sft", "--help"],
+        ["fit", "--help"],
+        ["validate", "-h"],
+        ["sft", "cfg.yaml", "--help"],
+        ["grpo", "--help"],
+        ["grpo-infer", "-h"],
+        ["env-check", "--help"],
+    ],
 )
 def test_help_loads_nothing_heavy(argv):
     result = subprocess.run([sys.executable, "-c", PROBE, *argv], capture_output=True, text=True, check=False)
@@ -28,7 +39,15 @@ def test_help_loads_nothing_heavy(argv):
     assert "heavy" not in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["sft", "pt", "fit", "validate"])
+GRPO_FILES = {
+    "grpo": ["train", "infer", "orch"],
+    "grpo-train": ["train"],
+    "grpo-infer": ["infer"],
+    "grpo-orch": ["orch"],
+}
+
+
+@pytest.mark.parametrize("verb", ["sft", "pt", "fit", "validate", "env-check", *GRPO_FILES])
 def test_a_page_starts_with_the_usage_and_has_an_example(verb):
     page = pages.page(verb)
     assert page.startswith(f"usage: surogate {verb} ")
@@ -43,6 +62,15 @@ def test_the_page_of_a_training_verb_explains_every_key_of_its_schema(verb, sche
         assert key.summary.split()[0] in page
 
 
+@pytest.mark.parametrize(("verb", "files"), GRPO_FILES.items())
+def test_the_page_of_a_verb_of_grpo_explains_every_key_of_its_files_and_of_no_other(verb, files):
+    page = pages.page(verb)
+    for file, schema in SCHEMAS_GRPO.items():
+        assert (f"\n{file}.yaml: " in page) == (file in files)
+        if file in files:
+            assert [name for name in expanded(schema) if f"  {name}  (" not in page] == []
+
+
 def test_the_page_shows_type_and_default():
     page = pages.page("sft")
     assert "  lora_rank  (int > 0; 16)" in page
@@ -50,6 +78,8 @@ def test_the_page_shows_type_and_default():
     assert "  lora  (bool; false)" in pages.page("pt")
     assert "  model  (str; required)" in page
     assert "  max_length  (int > 0 or null; not set)" in page
+    assert "  loss.type  (aipo, grpo, dr_grpo, dapo, gspo or cispo; aipo)" in pages.page("grpo")
+    assert "  gradient_accumulation_steps  (int > 0; 1)" in pages.page("grpo")
 
 
 def test_every_verb_has_a_module_and_a_line_in_the_overview():

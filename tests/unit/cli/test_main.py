@@ -38,7 +38,7 @@ def test_an_unknown_verb_names_its_neighbour(typed, meant, capsys):
     assert capsys.readouterr().err == f"error: {typed!r} is not a verb. Did you mean {meant}?\n"
 
 
-@pytest.mark.parametrize("verb", ["grpo", "dpo", "verify"])
+@pytest.mark.parametrize("verb", ["submit", "dpo", "verify"])
 def test_a_verb_that_has_not_landed_is_named_in_one_sentence(verb, capsys):
     assert command.main([verb, "cfg.yaml"]) == 2
     assert capsys.readouterr().err.startswith(f"error: surogate {verb} is not there yet: ")

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 from surogate.config.read import Resolved, read_config
+from surogate.config.read_grpo import GrpoResolved, read_grpo
 from surogate.errors import ConfigError
 
+MINIMAL_GRPO = {
+    "train": "model: some/model\n",
+    "infer": "max_loras: 2\n",
+    "orch": "env: [{id: arithmetic}]\nmax_steps: 9\n",
+}
 MINIMAL = "model: some/model\ndatasets:\n  - path: rows.jsonl\n"
 
 
@@ -33,6 +39,32 @@ def problems(read: Callable[..., Resolved]) -> Callable[..., list[str]]:
     def lines(more: str = "", *overrides: str, whole: str | None = None) -> list[str]:
         with pytest.raises(ConfigError) as caught:
             read(more, *overrides, whole=whole)
+        first, *rest = str(caught.value).splitlines()
+        return rest or [first]
+
+    return lines
+
+
+@pytest.fixture
+def read_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., GrpoResolved]:
+    """Read three files: the given lines follow those of a minimal file, or stand in its place."""
+    monkeypatch.chdir(tmp_path)
+
+    def read_three(*overrides: str, whole: dict[str, str] | None = None, **more: str) -> GrpoResolved:
+        for file, minimal in MINIMAL_GRPO.items():
+            (tmp_path / f"{file}.yaml").write_text((whole or {}).get(file, minimal + more.get(file, "") + "\n"))
+        return read_grpo("train.yaml", "infer.yaml", "orch.yaml", list(overrides))
+
+    return read_three
+
+
+@pytest.fixture
+def problems_of(read_files: Callable[..., GrpoResolved]) -> Callable[..., list[str]]:
+    """The problems of three files, one a line."""
+
+    def lines(*overrides: str, whole: dict[str, str] | None = None, **more: str) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            read_files(*overrides, whole=whole, **more)
         first, *rest = str(caught.value).splitlines()
         return rest or [first]
 

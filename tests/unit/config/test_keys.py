@@ -1,23 +1,67 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 from jsonargparse.typing import PositiveInt
 
+from surogate.config.bounded import AtLeastOne, PlainNumbers, PortNumber, PositiveFraction
 from surogate.config.flat import GROUPS, SftConfig
-from surogate.config.keys import REQUIRED, accepts_null, choices, expected, keys_of, nearest, type_name
+from surogate.config.flat_grpo import ENTRIES_GRPO, GROUPS_GRPO, SCHEMAS_GRPO, GrpoConfig
+from surogate.config.keys import (
+    REQUIRED,
+    accepts_null,
+    choices,
+    example_of,
+    expanded,
+    expected,
+    item_schema,
+    keys_of,
+    nearest,
+    type_name,
+)
 from surogate.config.parts import DatasetSpec
+from surogate.config.parts_grpo import EnvSpec, InferenceSpec, LossSpec, OrchestratorSpec, RolloutBatchSpec
+
+MANUALS = [SftConfig, DatasetSpec, *SCHEMAS_GRPO.values(), *ENTRIES_GRPO.values()]
+MANUALS += [InferenceSpec, OrchestratorSpec, RolloutBatchSpec]
 
 
-@pytest.mark.parametrize("schema", [SftConfig, DatasetSpec])
+@pytest.mark.parametrize("schema", MANUALS)
 def test_every_key_has_a_manual_that_ends_with_a_full_stop(schema):
-    assert [key.name for key in keys_of(schema).values() if not key.manual.endswith((".", "..."))] == []
+    assert [key.name for key in expanded(schema).values() if not key.manual.endswith((".", "..."))] == []
 
 
 def test_the_groups_hold_every_key_once():
     grouped = [name for schema in GROUPS.values() for name in keys_of(schema)]
     assert sorted(grouped) == sorted(keys_of(SftConfig))
+
+
+@pytest.mark.parametrize("file", SCHEMAS_GRPO)
+def test_the_groups_of_each_file_of_grpo_hold_every_key_once(file):
+    grouped = [name for schema in GROUPS_GRPO[file].values() for name in keys_of(schema)]
+    assert sorted(grouped) == sorted(keys_of(SCHEMAS_GRPO[file]))
+
+
+def test_keys_inside_a_mapping_stand_in_its_place():
+    keys = expanded(GrpoConfig)
+    assert keys["loss.type"].default == "aipo"
+    assert "loss" not in keys
+    assert (item_schema(LossSpec), item_schema(list[EnvSpec]), item_schema(list[str])) == (LossSpec, EnvSpec, None)
+    assert (example_of(EnvSpec), example_of(LossSpec)) == ("{id: reverse-text}", "{type: aipo}")
+
+
+def test_numbers_of_a_spec_are_plain():
+    @dataclass(frozen=True)
+    class Spec(PlainNumbers):
+        count: int = 1
+        share: float | None = None
+        is_on: bool = True
+
+    spec = Spec(PositiveInt(3), AtLeastOne(2), True)
+    assert [type(value) for value in (spec.count, spec.share, spec.is_on)] == [int, float, bool]
+    assert spec == Spec(3, 2.0, True)
 
 
 def test_a_key_is_described_from_the_schema():
@@ -37,6 +81,10 @@ def test_a_key_is_described_from_the_schema():
         (list[str], "list of str", "a list such as [a, b]"),
         (dict[str, Any] | None, "mapping or null", "a mapping"),
         (bool | str, "bool or str", "true or false or text"),
+        (PortNumber, "int 1 to 65535", "a whole number from 1 to 65535"),
+        (PositiveFraction, "float above 0 to 1", "a number above 0, at most 1"),
+        (AtLeastOne, "float >= 1", "a number of 1 or more"),
+        (list[EnvSpec], "list of mappings", "a list of mappings, such as [{id: reverse-text}]"),
     ],
 )
 def test_types_have_words_for_tables_and_for_sentences(type_, name, sentence):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from surogate.config.flat import SftConfig
-from surogate.config.keys import keys_of
-from surogate.config.not_yet import ALIASES, NOT_YET, NOT_YET_PATTERNS, SYNONYMS, VALUES_NOT_YET, not_yet
+from surogate.config.flat_grpo import SCHEMAS_GRPO
+from surogate.config.keys import expanded, keys_of
+from surogate.config.not_yet import ALIASES, NOT_YET, NOT_YET_PATTERNS, ROWS, SYNONYMS, VALUES_NOT_YET
+from surogate.config.not_yet_grpo import CONTRACTS_GRPO, NOT_YET_GRPO, VALUES_NOT_YET_GRPO
 
 CONTRACT = """
 run_name output_dir checkpoint_dir resume_from_checkpoint save_steps save_total_limit num_epochs max_steps eval_steps
@@ -28,6 +30,29 @@ shard_weights memcpy_all_gather parallelism ep_size distillation.teacher train_v
 noise_scheduler.enabled max_async_level weight_sync transport_type weight_broadcast_type
 """
 """Every key of the contract that a configuration for sft may hold; one example of each family."""
+
+CONTRACT_GRPO = {
+    "train": """
+loss.ratio_type loss.adv_tau loss.kl_tau loss.teacher_tau loss.token_mask_low loss.token_mask_high loss.geo_mask_low
+loss.geo_mask_high loss.sequence_mask_low loss.sequence_mask_high loss.ratio_clip loss.type noise_scheduler.enabled
+noise_scheduler.sigma_start noise_scheduler.sigma_end noise_scheduler.num_stages max_async_level weight_sync
+transport_type weight_broadcast_type
+""",
+    "infer": """
+model host port dtype max_model_len max_num_seqs kv_cache_dtype enforce_eager trust_remote_code tp dp enable_lora
+max_lora_rank max_loras gpu_memory_utilization enable_prefix_caching seed vllm
+""",
+    "orch": """
+model.name model.lora_adapter env batch_size rollouts_per_example seq_len max_steps max_async_level max_off_policy_steps
+oversampling_factor seed output_dir sampling.max_tokens sampling.temperature sampling.temp_scheduler sampling.min_tokens
+sampling.repetition_penalty sampling.seed sampling.top_p sampling.top_k buffer.online_difficulty_filtering
+buffer.easy_threshold buffer.hard_threshold advantage.type advantage.import_path advantage.kwargs
+advantage.length_weighted_mean filters eval.env eval.interval eval.num_examples eval.rollouts_per_example
+eval.eval_base_model ckpt.interval ckpt.keep_last report_to client.base_url client.timeout client.api_key_var
+teacher_model ruler.enabled
+""",
+}
+"""Every key of the contract that the three files of grpo add."""
 
 ACTIVE = {
     "zero_level: 2": "zero_level: 1",
@@ -73,7 +98,28 @@ INACTIVE = [
 
 def test_every_key_of_the_contract_is_honoured_or_rejected_by_name():
     honoured = {*keys_of(SftConfig), *SYNONYMS}
-    assert [key for key in CONTRACT.split() if key not in honoured and not not_yet(key, "set")] == []
+    assert [key for key in CONTRACT.split() if key not in honoured and not ROWS.not_yet(key, "set")] == []
+
+
+@pytest.mark.parametrize("file", SCHEMAS_GRPO)
+def test_every_key_of_the_contract_for_grpo_is_honoured_or_rejected_by_name(file):
+    honoured = expanded(SCHEMAS_GRPO[file])
+    contract = CONTRACTS_GRPO[file]
+    assert [key for key in CONTRACT_GRPO[file].split() if key not in honoured and not contract.not_yet(key, 9)] == []
+
+
+def test_every_key_of_the_contract_for_training_is_honoured_or_rejected_in_train_yaml():
+    contract = CONTRACTS_GRPO["train"]
+    honoured = {*expanded(SCHEMAS_GRPO["train"]), *contract.synonyms}
+    assert [key for key in CONTRACT.split() if key not in honoured and not contract.not_yet(key, "set")] == []
+
+
+@pytest.mark.parametrize("file", SCHEMAS_GRPO)
+def test_no_key_of_grpo_is_both_honoured_and_rejected_and_hints_lead_to_keys(file):
+    honoured, contract = expanded(SCHEMAS_GRPO[file]), CONTRACTS_GRPO[file]
+    assert not honoured.keys() & {*contract.later, *contract.aliases, *contract.elsewhere}
+    targets = [target.split(":")[0] for text in contract.aliases.values() for target in text.split(" and ")]
+    assert [target for target in targets if target not in honoured] == []
 
 
 def test_no_key_is_both_honoured_and_rejected():
@@ -117,13 +163,14 @@ def test_a_dataset_type_of_another_verb_is_rejected(problems):
 
 def test_every_rejection_says_what_to_do():
     rules = [*NOT_YET.values(), *NOT_YET_PATTERNS.values()]
+    rules += [rule for of_file in NOT_YET_GRPO.values() for rule in of_file.values()]
     sentences = {rule.sentence for rule in rules} | {
-        text for values in VALUES_NOT_YET.values() for text in values.values()
+        text for values in [*VALUES_NOT_YET.values(), *VALUES_NOT_YET_GRPO.values()] for text in values.values()
     }
     verbs = ("Remove", "Use", "Set", "Train", "Start", "Redirect", "already", "loads with")
     assert [text for text in sentences if not any(verb in text for verb in verbs)] == []
 
 
 def test_true_is_not_mistaken_for_one():
-    assert not_yet("zero_level", True)
-    assert not_yet("sequence_chunks", True)
+    assert ROWS.not_yet("zero_level", True)
+    assert ROWS.not_yet("sequence_chunks", True)

@@ -31,3 +31,21 @@ def test_the_record_holds_no_secret_and_no_default(read):
     assert "hf_secret" not in text
     assert "hub_token" not in text
     assert "max_grad_norm" not in text
+
+
+def test_the_records_of_three_files_read_back_as_the_same_run(read_files):
+    files = {
+        "train": "loss: {type: dapo, clip_high: 0.3}\nreport_to: [tensorboard]",
+        "infer": "vllm: {block_size: 16}",
+        "orch": "eval: {env: [{id: math, args: {level: 3}}], interval: 5}\nsampling: {temperature: 0.7}\nfilters: [{}]",
+    }
+    first = read_files("--orch.env.0.args.digits", "2", "--train.loss.adv_tau", "2", **files)
+    parts = {"train": first.train, "infer": first.infer, "orch": first.orch}
+    again = read_files(whole={name: to_yaml(part, "grpo") for name, part in parts.items()})
+    assert again.train.given == first.train.given
+    assert (again.infer.config, again.orch.config) == (first.infer.config, first.orch.config)
+
+
+def test_the_record_of_a_mapping_holds_no_defaults(read_files):
+    orch = read_files(orch="eval: {env: [{id: math}], interval: 5}").orch
+    assert "eval: {env: [{id: math}], interval: 5}  # orch.yaml:3" in to_yaml(orch, "grpo").splitlines()

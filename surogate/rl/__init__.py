@@ -1,0 +1,1 @@
+"""Reinforcement learning from verifiable rewards; plain Python and torch, without Lightning."""

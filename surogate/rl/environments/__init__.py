@@ -1,0 +1,1 @@
+"""Environments: prompts, and rewards of what the policy makes of them (base.py)."""

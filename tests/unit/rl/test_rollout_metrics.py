@@ -1,0 +1,80 @@
+"""Numbers for the log, against a batch whose values are worked out by hand."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.rollouts import make_rollout
+
+from surogate.rl.rollout_metrics import RolloutTally, batch_metrics
+from surogate.rl.types import Example, Group
+
+
+def group(env, *rollouts):
+    return Group(example=Example(id=f"{env}/0", env=env, prompt=""), rollouts=rollouts)
+
+
+def test_a_batch_is_described():
+    first = make_rollout(reward=1.0, advantage=0.5, versions=[3, 4], metrics={"turns": 2.0})
+    second = make_rollout(reward=0.0, advantage=-0.5, versions=[4, 4], is_truncated=True, metrics={"turns": 4.0})
+    third = make_rollout(sampled=[True, False, True, True], env="b", reward=2.0, versions=[4, -1, 4, 4], trains=False)
+    metrics = batch_metrics([group("a", first, second), group("b", third, third)], step=4)
+    assert metrics == pytest.approx(
+        {
+            "reward/mean": 1.25,
+            "reward/std": 0.82916,
+            "reward/min": 0.0,
+            "reward/max": 2.0,
+            "reward/a/mean": 0.5,
+            "reward/b/mean": 2.0,
+            "env/a/turns": 3.0,
+            "advantage/std": 0.353553,
+            "advantage/mean_absolute": 0.25,
+            "advantage/max": 0.5,
+            "groups/without_signal": 0.5,
+            "completion/mean_len": 2.5,
+            "completion/max_len": 3,
+            "completion/truncated": 0.25,
+            "completion/filtered": 0.5,
+            "staleness/mean": 0.1,
+            "staleness/max": 1,
+        },
+        abs=1e-5,
+    )
+
+
+def test_a_batch_without_a_sampled_token_is_described_too():
+    silent = make_rollout(sampled=[])
+    metrics = batch_metrics([group("a", silent, silent)], step=1)
+    assert metrics["staleness/max"] == 0 and metrics["completion/mean_len"] == 0
+
+
+def test_a_tally_starts_anew_after_each_batch():
+    tally = RolloutTally()
+    tally.count("tokens/generated", 30)
+    tally.count("tokens/generated", 12)
+    assert tally.take()["tokens/generated"] == 42
+    assert "tokens/generated" not in tally.take()
+
+
+def test_overlapping_activities_are_timed_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("surogate.rl.policy.time.perf_counter", lambda: now[0])
+
+    async def run():
+        tally = RolloutTally()
+        with tally.scoring_clock.running():
+            with tally.sampling_clock.running():
+                now[0] = 1.0
+                with tally.sampling_clock.running():
+                    now[0] = 3.0
+            now[0] = 4.0
+            times = tally.take()
+            assert (times["time/generate"], times["time/score"]) == (3.0, 1.0)
+            now[0] = 6.0
+        now[0] = 100.0
+        times = tally.take()
+        assert (times["time/generate"], times["time/score"]) == (0.0, 2.0)
+
+    asyncio.run(run())
