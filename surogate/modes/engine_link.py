@@ -22,7 +22,7 @@ from surogate.rl import parity
 from surogate.rl.generators.checks import fit_lora_rank
 from surogate.rl.generators.protocol import WeightUpdate
 from surogate.rl.noise import noise_sigma
-from surogate.rl.weight_files import write_weights
+from surogate.rl.weight_files import write_weights, write_whole
 
 BASE_DIR = "generator_base"
 WEIGHTS_DIR = "generator_weights"
@@ -113,7 +113,7 @@ class EngineLink:
         if self.sync == "full":
             write_weights(tensors(), folder)
             return WeightUpdate(version=version, weights_dir=folder, norm_noise_sigma=sigma)
-        self._module.save_adapter(folder)
+        write_whole(self._module.save_adapter, folder)
         return WeightUpdate(version=version, adapter_dir=folder, norm_noise_sigma=sigma)
 
     def sigma(self, version: int) -> float:

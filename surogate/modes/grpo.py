@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Literal
+from dataclasses import replace
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -28,6 +30,7 @@ from surogate.losses.nll import piece_len
 from surogate.losses.policy_sums import PolicySums
 from surogate.models.hidden import Head, forward_hidden
 from surogate.modes.base import CausalLMModule, MicroSums
+from surogate.modes.first_rank import on_first_rank
 from surogate.rl import parity
 from surogate.rl.evaluation import EvalResult
 from surogate.rl.micro_batches import RolloutMicroBatch, RolloutStepBatch, all_sampled, single_row
@@ -39,6 +42,14 @@ _PROBE_GROUPS = 4
 
 _TEMPERATURES = (1.0, *(tenth / 10 for tenth in range(1, 21)))
 """What is tried to explain a difference by."""
+
+
+class _Probed(NamedTuple):
+    """A sequence that the engine was given to score: the batch that it is from, the weights' version, our scores."""
+
+    batch: RolloutBatch
+    version: int
+    trainer_logprobs: Tensor
 
 
 class GrpoModule(CausalLMModule):
@@ -70,6 +81,7 @@ class GrpoModule(CausalLMModule):
         self._sums = PolicySums.zeros("cpu")
         self._sampled: list[tuple[Tensor, Tensor, Tensor]] = []
         self._started = time.perf_counter()
+        self._probed: _Probed | None = None
 
     # ---- the step
 
@@ -114,6 +126,7 @@ class GrpoModule(CausalLMModule):
     @override
     def training_step(self, step_batch: StepBatch, batch_idx: int) -> None:
         assert isinstance(step_batch, RolloutStepBatch)
+        parity_metrics = on_first_rank(self.trainer, self._check_parity) or {}
         started, began = time.perf_counter(), time.time()
         self._sums, self._sampled = PolicySums.zeros(self.device), []
         super().training_step(step_batch, batch_idx)
@@ -129,7 +142,7 @@ class GrpoModule(CausalLMModule):
             "clock/train_ended": time.time(),
         }
         trained = time.perf_counter()
-        parity_metrics = self._publish(probe=step_batch)
+        self._publish(probe=step_batch)
         published = time.perf_counter()
         self._evaluate()
         now = time.perf_counter()
@@ -141,6 +154,11 @@ class GrpoModule(CausalLMModule):
             "time/step": now - self._started,
         }
         self._started = now
+
+    @override
+    def on_train_end(self) -> None:
+        """See that the last weights arrived, too."""
+        on_first_rank(self.trainer, self._check_parity)
 
     # ---- weights
 
@@ -154,38 +172,49 @@ class GrpoModule(CausalLMModule):
         """Push the weights and compare the engine with the trainer, before anything is trained on."""
         super().on_train_start()
         self._publish(noisy=False)
-        if self.trainer.is_global_zero:
-            _say("%s", self._probe())
+        _say("%s", on_first_rank(self.trainer, self._probe))
         if self._data.link.sigma(self.global_step) > 0:
             self._publish()
         self._evaluate()
         self._started = time.perf_counter()
 
     @torch.no_grad()
-    def _publish(self, probe: RolloutStepBatch | None = None, *, noisy: bool = True) -> dict[str, float]:
-        """Leave the weights with the feed, and let the engine score a sequence with them.
+    def _publish(self, probe: RolloutStepBatch | None = None, *, noisy: bool = True) -> None:
+        """Leave the weights with the feed, with a sequence for the engine to score.
 
         Args:
-            probe: its first rollout is scored by both.
+            probe: its first rollout is scored by both; the answer is looked at before the next step.
             noisy: with the noise that is due, where no parity can be.
 
         Raises:
-            GeneratorError: the engine refuses them, or answers with others.
+            GeneratorError: the engine refuses them.
         """
-        self.trainer.strategy.barrier()
-        if not self.trainer.is_global_zero:
-            return {}
-        feed, link, version = self._data.feed, self._data.link, self.global_step
-        feed.publish(link.update(version, noisy=noisy))
+        on_first_rank(self.trainer, partial(self._publish_here, probe, noisy))
+
+    def _publish_here(self, probe: RolloutStepBatch | None, noisy: bool) -> None:
+        update = self._data.link.update(self.global_step, noisy=noisy)
         if probe is None:
-            return {}
+            self._data.feed.publish(update)
+            return
         row = single_row(all_sampled(probe.batch.rollouts[0]), 1.0, self._data.tokenizer.pad_token_id)
-        engine = torch.tensor(feed.score(row.input_ids_BT[0].tolist()))
-        mine = self._score_alone(row, 1.0)
-        if link.sigma(version) > 0:
-            return parity.compare(engine, mine).metrics("parity")
-        explanations = _stale(engine, probe.batch, version)
-        return parity.check(engine, mine, link.tolerance, explanations).metrics("parity")
+        self._data.feed.publish(replace(update, probe_ids=tuple(row.input_ids_BT[0].tolist())))
+        self._probed = _Probed(probe.batch, self.global_step, self._score_alone(row, 1.0))
+
+    def _check_parity(self) -> dict[str, float]:
+        """Compare the engine's scores of the sequence that went with the weights with the trainer's.
+
+        Raises:
+            GeneratorError: the engine answers with other weights.
+        """
+        probed, self._probed = self._probed, None
+        if probed is None:
+            return {}
+        engine = torch.tensor(self._data.feed.scores())
+        if self._data.link.sigma(probed.version) > 0:
+            return parity.compare(engine, probed.trainer_logprobs).metrics("parity")
+        explanations = _stale(engine, probed.batch, probed.version)
+        report = parity.check(engine, probed.trainer_logprobs, self._data.link.tolerance, explanations)
+        return report.metrics("parity")
 
     def _check_sampled(self, version: int) -> dict[str, float]:
         """Compare the tokens of the step that the present policy sampled itself, whose importance ratio must be 1.
@@ -259,9 +288,9 @@ class GrpoModule(CausalLMModule):
             self.model.train(was_training)
 
     def _evaluate(self) -> None:
-        if self.trainer.is_global_zero and (result := self._data.feed.evaluate(self.global_step)) is not None:
+        result = on_first_rank(self.trainer, lambda: self._data.feed.evaluate(self.global_step))
+        if result is not None:
             self.evaluations.append(result)
-        self.trainer.strategy.barrier()
 
 
 def _stale(engine: Tensor, batch: RolloutBatch, version: int) -> dict[str, Tensor]:

@@ -17,11 +17,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from surogate.config.parts_grpo import EnvSpec, InferenceSpec, LinkSpec, OrchestratorSpec, RolloutBatchSpec
 from surogate.data.tokenizers import load_tokenizer
-from surogate.errors import SurogateError
 from surogate.modes.engine_link import EngineLink
+from surogate.modes.first_rank import on_first_rank
 from surogate.rl.assembly import async_level, build_generator, build_service
 from surogate.rl.feed import Feed, LocalFeed
 from surogate.rl.micro_batches import Layout, RolloutStepBatch, step_batch
+from surogate.rl.rendering import check_engine_tokens, check_same_rendering, rendering
 from surogate.rl.transport import FolderFeed
 from surogate.rl.types import RolloutBatch
 
@@ -114,29 +115,34 @@ class RolloutDataModule(pl.LightningDataModule):
             ConfigError: an environment is not known, or its arguments are wrong.
             DataError: an environment cannot read its prompts, or has none.
             GeneratorError: the engine does not start.
+            ModelError: the tokens of prompts mean something else to the orchestrator or the engine.
         """
         self._link = EngineLink(module, self._link_spec, self._inference, self._spec.max_steps)
-        facts = None
-        if module.trainer.is_global_zero:
-            local = self._link_spec.feed == "local"
-            self._feed = self._local_feed(module) if local else self._folder_feed()
-            if self._trained is not None:
-                self._feed.restore(self._trained)
-            self._feed.start()
-            facts = getattr(self._feed, "facts", None)
-        facts = module.trainer.strategy.broadcast(facts)
-        if facts:
+        if facts := on_first_rank(module.trainer, lambda: self._start_feed(module), shared=True):
+            check_same_rendering(rendering(self.tokenizer), facts["rendering"])
             self._max_completion_len = min(facts["max_tokens"], facts["seq_len"])
+
+    def _start_feed(self, module: Any) -> dict[str, Any] | None:
+        """Start the feed and return what an orchestrator elsewhere says of itself."""
+        local = self._link_spec.feed == "local"
+        self._feed = self._local_feed(module) if local else self._folder_feed()
+        if self._trained is not None:
+            self._feed.restore(self._trained)
+        self._feed.start()
+        return getattr(self._feed, "facts", None)
 
     def _local_feed(self, module: Any) -> Feed:
         assert self._link is not None
         on_gpu = module.device.type == "cuda"
         level = async_level(self._spec, self._link_spec, on_gpu=on_gpu)
         _say("%s; generation runs %d steps ahead at most.", self._link, level)
+        model_dir = self._link.model_dir(self.tokenizer)
+        if self._tokenizer_source != module.model_spec.source:
+            check_engine_tokens(self.tokenizer, load_tokenizer(str(model_dir)), model_dir)
         generator = build_generator(
             self._link.resolved_inference(self._spec.seq_len),
             self._link_spec,
-            self._link.model_dir(self.tokenizer),
+            model_dir,
             Path(module.trainer.default_root_dir),
             self._spec.seed,
             has_gpu=on_gpu,
@@ -161,16 +167,7 @@ class RolloutDataModule(pl.LightningDataModule):
             SurogateError: what the feed met, on every rank.
         """
         trainer: Any = self.trainer
-        batch, problem = None, None
-        if trainer.is_global_zero:
-            try:
-                batch = self.feed.next_batch(step)
-            except SurogateError as error:
-                problem = error
-        if trainer.world_size > 1:
-            batch, problem = trainer.strategy.broadcast((batch, problem))
-        if problem is not None:
-            raise problem
+        batch = on_first_rank(trainer, lambda: self.feed.next_batch(step), shared=True)
         assert isinstance(batch, RolloutBatch)
         layout = Layout(
             sequence_len=self._batch.sequence_len,

@@ -67,6 +67,10 @@ class Feed(Protocol):
         """Let the engine score a sequence; see Generator.score."""
         ...
 
+    def scores(self) -> list[float]:
+        """Return the engine's scores of the sequence that came with the weights published last."""
+        ...
+
     def evaluate(self, version: int) -> EvalResult | None:
         """Evaluate the weights that were published last; None where no evaluation is due."""
         ...
@@ -132,6 +136,10 @@ class RolloutService:
         """Let the engine score a sequence."""
         return await self.orchestrator.generator.score(token_ids)
 
+    async def scores(self) -> list[float]:
+        """Wait for the scores of the sequence that came with the newest weights."""
+        return await self.orchestrator.scores()
+
     async def evaluate(self, version: int) -> EvalResult | None:
         """Evaluate the published weights where it is due."""
         if not self._evaluation.is_due(version, self.orchestrator.spec.max_steps):
@@ -189,6 +197,10 @@ class LocalFeed:
         """Let the engine score a sequence."""
         return self._call(self._service.score(token_ids))
 
+    def scores(self) -> list[float]:
+        """Return the engine's scores of the sequence that came with the newest weights."""
+        return self._call(self._service.scores())
+
     def evaluate(self, version: int) -> EvalResult | None:
         """Evaluate where it is due."""
         return self._call(self._service.evaluate(version))
@@ -244,6 +256,7 @@ class LocalFeed:
         try:
             while not wait([future], timeout=_ALIVE_SECONDS).done:
                 if not self._thread.is_alive():
+                    coroutine.close()  # it may never have begun
                     raise self._over() from self._end
             return future.result()
         except CancelledError:

@@ -114,6 +114,7 @@ class Orchestrator:
         self._advantages = load_advantage(spec.advantage)
         self.pool = self._new_pool()
         self._version = -1
+        self._scores: asyncio.Task[list[float]] | None = None
         self._next_step = 0
         self._num_started = 0
         self._in_flight: dict[asyncio.Task[Group], _Started] = {}
@@ -149,7 +150,18 @@ class Orchestrator:
         await self.generator.wake()
         await self.generator.load_weights(update)
         self._version = update.version
+        if update.probe_ids:  # asked for before anything else is, and waited for by nobody until `scores`
+            self._scores = asyncio.get_running_loop().create_task(self.generator.score(update.probe_ids))
         self._top_up()
+
+    async def scores(self) -> list[float]:
+        """Wait for the scores of the sequence that came with the newest weights.
+
+        Raises:
+            GeneratorError: the engine failed.
+        """
+        assert self._scores is not None, "no sequence came with the weights"
+        return await self._scores
 
     def _cancel_stale(self) -> None:
         oldest = self._next_step - self._max_staleness()
@@ -188,6 +200,8 @@ class Orchestrator:
         self._next_step = step + 1
         if self.async_level == 0:
             await self._give_up_the_rest()
+            if self._scores is not None:
+                await asyncio.wait([self._scores])
             await self.generator.sleep()
         else:
             self._top_up()
@@ -321,6 +335,7 @@ class Orchestrator:
             CheckpointError: it belongs to other environments.
         """
         self._version = -1
+        self._forget_scores()
         await self._stop_tasks()
         self._finished.clear()
         self._tally.take()
@@ -330,6 +345,11 @@ class Orchestrator:
         if ledger is not None:
             self.pool.restore(ledger["pool"])
             self._num_started = ledger["num_started"]
+
+    def _forget_scores(self) -> None:
+        if self._scores is not None:
+            self._scores.cancel()
+            self._scores = None
 
     async def _stop_tasks(self) -> None:
         """Cancel what is under way and wait for its end.
@@ -353,6 +373,7 @@ class Orchestrator:
             return
         self._is_closed = True
         self._changed.set()
+        self._forget_scores()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.generator.close)
             for environment in self.environments:

@@ -14,6 +14,7 @@ import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class FolderFeed:
             "folder": str(folder.relative_to(self._folder.path)),
             "is_adapter": update.adapter_dir is not None,
             "norm_noise_sigma": update.norm_noise_sigma,
+            "probe_ids": list(update.probe_ids),
         }
         self._call("publish", **self._update)
         self._folder.forget_weights(self._session, update.version)
@@ -102,6 +104,11 @@ class FolderFeed:
     def score(self, token_ids: list[int]) -> list[float]:
         """Let the engine score a sequence."""
         scores: list[float] = self._call("score", token_ids=token_ids)
+        return scores
+
+    def scores(self) -> list[float]:
+        """Return the engine's scores of the sequence that came with the newest weights."""
+        scores: list[float] = self._call("scores")
         return scores
 
     def evaluate(self, version: int) -> EvalResult | None:
@@ -322,8 +329,11 @@ def update_of(version: int, folder: str, is_adapter: bool, norm_noise_sigma: flo
 def service_handlers(service: RolloutService) -> dict[str, Handler]:
     """Return the answers of a service, as plain values."""
 
-    async def publish(version: int, folder: str, is_adapter: bool, norm_noise_sigma: float) -> None:
-        await service.publish(update_of(version, folder, is_adapter, norm_noise_sigma))
+    async def publish(
+        version: int, folder: str, is_adapter: bool, norm_noise_sigma: float, probe_ids: list[int]
+    ) -> None:
+        update = update_of(version, folder, is_adapter, norm_noise_sigma)
+        await service.publish(replace(update, probe_ids=tuple(probe_ids)))
 
     async def next_batch(step: int) -> Any:
         return batch_to_json(await service.next_batch(step))
@@ -334,8 +344,12 @@ def service_handlers(service: RolloutService) -> dict[str, Handler]:
     async def score(token_ids: list[int]) -> Any:
         return await service.score(token_ids)
 
+    async def scores() -> Any:
+        return await service.scores()
+
     async def evaluate(version: int) -> Any:
         result = await service.evaluate(version)
         return None if result is None else evaluation_to_json(result)
 
-    return {"publish": publish, "next_batch": next_batch, "probe": probe, "score": score, "evaluate": evaluate}
+    handlers: list[Handler] = [publish, next_batch, probe, score, scores, evaluate]
+    return {handler.__name__: handler for handler in handlers}

@@ -108,8 +108,8 @@ class Group:
     example: Example
     rollouts: tuple[Rollout, ...]
     temperature: float = 1.0
-    began: float = 0.0
-    ended: float = 0.0
+    began: float = field(default=0.0, compare=False)
+    ended: float = field(default=0.0, compare=False)
 
     @property
     def has_signal(self) -> bool:

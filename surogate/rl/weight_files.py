@@ -1,10 +1,10 @@
-"""Merged weights as a folder, for an engine in another process."""
+"""Weights as a folder, for an engine that reads them: complete, or not there."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,10 +17,28 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Write weights into a folder that exists only once they are all there.
+    """Write merged weights into a folder that exists only once they are all there.
 
     Args:
         tensors: name in the checkpoint and weight; tied ones under each of their names.
+        folder: replaced.
+
+    Raises:
+        GeneratorError: the disk is full, or the folder cannot be written.
+    """
+
+    def write(draft: Path) -> None:
+        copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors}
+        save_file(copies, draft / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    write_whole(write, folder)
+
+
+def write_whole(write: Callable[[Path], None], folder: Path) -> None:
+    """Write a folder under another name, and give it its own once it is complete.
+
+    Args:
+        write: fills the folder that it is given.
         folder: replaced.
 
     Raises:
@@ -30,8 +48,7 @@ def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors}
-        save_file(copies, draft / WEIGHTS_FILE, metadata={"format": "pt"})
+        write(draft)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)
     except (OSError, SafetensorError) as error:  # the latter where safetensors itself writes

@@ -34,6 +34,7 @@ FILES = ("train", "infer", "orch")
 NEEDED = {"train": {"model": "some/model"}, "infer": {}, "orch": {"env": "[{id: arithmetic}]", "max_steps": "9"}}
 """What a piece of a file on a page may leave out."""
 
+# A block that begins with `# orch.yaml, a piece` needs what is not installed everywhere, and is not read.
 BLOCK = re.compile(r"```yaml\n(# (train|infer|orch)\.yaml(, alone)?\n.*?)```", re.DOTALL)
 
 
@@ -173,11 +174,14 @@ def metric_names() -> set[str]:
     return {name.replace("ENV", "<env>").replace("NAME", "<name>") for name in names}
 
 
+_COUNTING = ("orchestrator", "group_maker", "rollout_metrics")
+
+
 def written_names() -> set[str]:
     """The metrics whose names stand in the source where they are written."""
-    files = ("callbacks/rollout_metrics.py", "modes/grpo.py", "rl/orchestrator.py", "rl/group_maker.py")
+    files = ("callbacks/rollout_metrics.py", "modes/grpo.py", *(f"rl/{file}.py" for file in _COUNTING))
     source = "".join((REPOSITORY / "surogate" / file).read_text() for file in files)
-    groups = "train|time|speed|data|memory|rollouts|rewards|prompts|groups|tokens"
+    groups = "train|time|clock|speed|data|memory|rollouts|rewards|prompts|groups|tokens|parity"
     return set(re.findall(rf"\"((?:{groups})/\w+)\"", source))
 
 

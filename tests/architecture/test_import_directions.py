@@ -31,7 +31,7 @@ ALLOWED = {
     "rl": SPECS | {"batches", "losses"},
     "rl.environments": SPECS | {"rl", "data.sources", "data.files"},
     "modes": SPECS | {"batches", "losses", "models", "precision", "rl"},
-    "modes.rollout_data": SPECS | {"rl", "modes.engine_link", "data.tokenizers"},
+    "modes.rollout_data": SPECS | {"rl", "modes", "data.tokenizers"},
     "callbacks": SPECS | {"run_folder", "batches", "modes", "quant", "models.originals", "rl.types"},
     "quickstart": SPECS | {"run_folder", "data", "models"},
     "cli": {"*"},

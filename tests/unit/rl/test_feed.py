@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from support.rollouts import CharTokenizer, GatedGenerator, ListedEnvironment, make_orchestrator, update
@@ -47,6 +48,25 @@ def test_a_run_goes_through_the_feed():
     feed.close()
     assert generator.is_closed and evaluated.num_closed == 1
     assert [weights.version for weights in generator.loads] == [0, 1, 2, 3, 4]
+
+
+def test_a_sequence_that_comes_with_weights_is_scored_before_anything_is_sampled_with_them():
+    asked = []
+    feed, generator, _ = make_feed(level=1)
+    for name in ("score", "generate"):
+        inner = getattr(generator, name)
+
+        def noted(*arguments, _name=name, _inner=inner, **keywords):
+            asked.append(_name)
+            return _inner(*arguments, **keywords)
+
+        setattr(generator, name, noted)
+    feed.start()
+    feed.publish(replace(update(0), probe_ids=(1, 2, 3)))
+    feed.next_batch(0)
+    assert feed.scores() == [-1.0, -1.0]
+    assert asked[0] == "score" and asked.count("score") == 1 and "generate" in asked
+    feed.close()
 
 
 def test_a_feed_goes_on_from_a_ledger():

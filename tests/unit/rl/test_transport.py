@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,7 +101,8 @@ def hang(server, method):
 def test_every_call_is_answered(tmp_path, server):
     feed = make_feed(tmp_path)
     assert feed.facts == {"seq_len": 64}
-    feed.publish(weights(0))
+    feed.publish(replace(weights(0), probe_ids=(1, 2, 3)))
+    assert feed.scores() == [-1.0] * 2
     assert [len(group.rollouts) for group in feed.probe(2)] == [2, 2]
     assert feed.score([1, 2, 3, 4]) == [-1.0] * 3
     assert feed.evaluate(1) is None
