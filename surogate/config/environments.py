@@ -15,7 +15,7 @@ ENVIRONMENTS = {
     "guess-number": "guess a number in several turns",
     "reasoning-gym/<task>": "any task of reasoning-gym, such as `reasoning-gym/chain_sum`",
     "verifiers:<taskset>": "an installed taskset of verifiers, such as `verifiers:wordle-v1`",
-    "<file>.py:<function>": "a reward of one's own, such as `rewards.py:score`",
+    "<file>.py:<name>": "a reward function or an Environment class of one's own, such as `rewards.py:score`",
 }
 """Every form of an environment's id, and what it is."""
 

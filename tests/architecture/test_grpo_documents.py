@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,17 +143,18 @@ def test_the_rows_of_the_guide_for_code_hold_tests():
     assert all(json.loads(row)["tests"] for row in rows.splitlines())
 
 
-def test_the_environment_of_the_guide_runs(
-    in_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.syspath_prepend(str(in_folder))
-    monkeypatch.delitem(sys.modules, "counting", raising=False)
-    (script,) = re.findall(r"```python\n(import asyncio\n.*?)```", ENVIRONMENTS.read_text(), re.DOTALL)
-    exec(compile(script, "<the guide>", "exec"), {})
-    printed = capsys.readouterr().out
-    assert "counting: 8 prompts" in printed
-    assert "reference answers    mean 1.000" in printed
-    assert "problem" not in printed
+def test_the_environment_of_the_guide_runs(in_folder: Path):
+    (piece,) = re.findall(r"```yaml\n# a piece of orch.yaml\n(env:\n  - id: counting.py:.*?)```", page(), re.DOTALL)
+    (in_folder / "orch.yaml").write_text(piece)
+    (spec,) = read_config("env-check", in_folder / "orch.yaml", []).config.env
+    environment = build_environment(spec)
+    assert (environment.name, len(environment)) == ("counting", 19)
+    report = asyncio.run(_check(environment))
+    assert set(report.references) == {1.0} and not report.problems()
+
+
+def page() -> str:
+    return ENVIRONMENTS.read_text()
 
 
 def test_the_advantages_of_the_guide_are_ranks(in_folder: Path):

@@ -22,6 +22,7 @@ from surogate.rl.environments.custom import CustomArgs, CustomEnvironment, check
 from surogate.rl.environments.guess_number import GuessNumberArgs, GuessNumberEnvironment
 from surogate.rl.environments.math import MathArgs, MathEnvironment
 from surogate.rl.environments.reverse_text import ReverseTextArgs, ReverseTextEnvironment
+from surogate.rl.environments.user_class import build_user_class, is_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ def build_environment(spec: EnvSpec) -> Environment:
         environment = reasoning_gym_env.ReasoningGymEnvironment(name, task, spec.args)
     elif spec.id.startswith(verifiers_env.PREFIX):
         environment = verifiers_env.VerifiersEnvironment(name, spec.id.removeprefix(verifiers_env.PREFIX), args)
+    elif _is_custom(spec.id) and is_class(spec.id):
+        environment = build_user_class(name, spec.id, spec.args)
     elif _is_custom(spec.id):
         environment = CustomEnvironment(name, args, spec.id)
     else:
@@ -112,6 +115,8 @@ def _checked(env_id: str, args: Mapping[str, Any]) -> Any:
         verifiers_env.check_taskset(env_id.removeprefix(verifiers_env.PREFIX))
     if _is_custom(env_id):
         check_target(env_id)
+        if is_class(env_id):
+            return args  # its constructor's business
     return read_arguments(schema, args, env_id)
 
 
