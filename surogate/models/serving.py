@@ -28,6 +28,11 @@ _PREFIX = "base_model.model."
 _ADAPTER = "default"
 
 
+def is_stored(model: nn.Module) -> bool:
+    """Whether weights of the model are stored in few bits, by this run or by its checkpoint."""
+    return any(isinstance(module, FrozenQuantLinear | FrozenQuantExperts) for module in model.modules())
+
+
 @torch.no_grad()
 def served_tensors(model: Any, *, with_adapter: bool) -> Iterator[tuple[str, Tensor]]:
     """Yield (name in the checkpoint, weight) one at a time; tied weights come under each of their names.

@@ -16,7 +16,7 @@ import torch
 from surogate.config.parts_grpo import InferenceSpec, LinkSpec
 from surogate.models.hidden import base_model
 from surogate.models.lora import ADAPTER_DTYPES
-from surogate.models.serving import export_base, is_untied, served_tensors
+from surogate.models.serving import export_base, is_stored, is_untied, served_tensors
 from surogate.models.source import ModelSource
 from surogate.rl import parity
 from surogate.rl.generators.checks import fit_lora_rank
@@ -43,7 +43,7 @@ class EngineLink:
         self._module, self._spec, self._inference = module, spec, inference
         self._max_steps = max_steps
         self._folder = Path(module.trainer.default_root_dir)
-        self._storage = getattr(module.trainer.precision_plugin, "storage", None)
+        self._is_stored = is_stored(module.model)
         self.dtype: torch.dtype = base_model(module.model).get_input_embeddings().weight.dtype
         self.sync = self._chosen_sync()
         coarsest = _coarsest(self.dtype, ADAPTER_DTYPES[module.lora_spec.dtype], inference.dtype)
@@ -57,7 +57,7 @@ class EngineLink:
     def _chosen_sync(self) -> Literal["adapter", "full"]:
         if self._spec.weight_sync != "auto":
             return self._spec.weight_sync
-        is_slow_on_cpu = self._module.device.type == "cpu" and self._storage is None
+        is_slow_on_cpu = self._module.device.type == "cpu" and not self._is_stored
         return "full" if is_slow_on_cpu else "adapter"
 
     def resolved_inference(self, seq_len: int) -> InferenceSpec:
@@ -84,13 +84,13 @@ class EngineLink:
         lora, source = self._module.lora_spec, ModelSource.of(self._module.model_spec.source)
         untied = is_untied(self._module.model)
         # Where adapter_path goes on training there may be others below it, merged into the base.
-        is_changed = untied or self._storage is not None or lora.adapter_path is not None
+        is_changed = untied or self._is_stored or lora.adapter_path is not None
         if not is_changed and source.gguf_file is None:
             return Path(source.downloaded().folder)
         fingerprint = {
             "model": source.fingerprint(),
             "adapter_path": lora.adapter_path,
-            "storage": str(self._storage),
+            "storage": str(getattr(self._module.trainer.precision_plugin, "storage", None)),
             "dtype": str(self.dtype),
             "untied": untied,
         }

@@ -51,8 +51,8 @@ class TemplateRenderer(DefaultRenderer):
         """
         if tools:
             raise ValueError(
-                "the task has tools, and how this model calls them is not known: set the argument `renderer` to that of "
-                "its family, such as qwen3"
+                "the task has tools, and how this model calls them is not known: set the argument `renderer` to that "
+                "of its family, such as qwen3"
             )
         return super().render(messages, add_generation_prompt=add_generation_prompt)
 

@@ -43,7 +43,7 @@ ORCH = [
     (
         "env: [{id: aritmetic}]",
         "env[0].id 'aritmetic' is not an environment. Did you mean arithmetic? Known are reverse-text, arithmetic, "
-        "math, code, guess-number, reasoning-gym/<task>, <file>.py:<name>, verifiers:<module>.",
+        "math, code, guess-number, reasoning-gym/<task>, verifiers:<taskset>, <file>.py:<name>.",
     ),
     ("env: [{id: 'gone.py:score'}]", "env[0].id 'gone.py:score' names the file gone.py, which does not exist."),
     ("env: [{id: 'rewards.py:'}]", "env[0].id 'rewards.py:' names no function: '' is not a name."),
