@@ -130,15 +130,23 @@ class RolloutProgress(ProgressLine):
 
 def describe_rollouts(values: dict[str, float], summary: StepSummary) -> str:
     """Write the numbers of a window on a line."""
-    masked = values["masked_fraction/any"] + values["clipped_fraction/low"] + values["clipped_fraction/high"]
     times = "  ".join(
         f"{name} {values[f'time/{key}']:.1f}s"
         for name, key in (("generate", "generate"), ("train", "train"), ("sync", "sync"))
     )
     return (
-        f"reward {values['reward/mean']:.3f} ±{values['reward/std']:.2f}  ratio {values['importance_ratio/mean']:.4f}  "
-        f"kl {values['generator_kl']:.1e}  masked {100 * masked:.1f} %  entropy {values['entropy']:.2f}  "
+        f"reward {values['reward/mean']:.3f} ±{values['reward/std']:.2f}  {_describe_update(values)}  "
         f"len {values['completion/mean_len']:.0f}  norm {summary.grad_norm:.2f}  {times}"
+    )
+
+
+def _describe_update(values: dict[str, float]) -> str:
+    if "importance_ratio/mean" not in values:
+        return "all rewards of each group alike: nothing to learn"
+    masked = values["masked_fraction/any"] + values["clipped_fraction/low"] + values["clipped_fraction/high"]
+    return (
+        f"ratio {values['importance_ratio/mean']:.4f}  kl {values['generator_kl']:.1e}  masked {100 * masked:.1f} %  "
+        f"entropy {values['entropy']:.2f}"
     )
 
 

@@ -60,13 +60,15 @@ class PolicySums(NamedTuple):
         return PolicySums(self.sums + other.sums, torch.maximum(self.maxima, other.maxima))
 
     def metrics(self) -> dict[str, float]:
-        """Return means, fractions and percentiles for the log; all 0 where there are no tokens."""
+        """Return means, fractions and percentiles for the log; the number of tokens alone where there are none."""
         numbers = torch.cat([self.sums, self.maxima]).tolist()
         named = dict(zip(SUM_NAMES, numbers, strict=False))
         counts, maxima = numbers[len(SUM_NAMES) : -2], numbers[-2:]
-        tokens = max(named["tokens"], 1.0)
+        tokens = named["tokens"]
+        if not tokens:
+            return {"sampled_tokens": 0.0}
         return {
-            "sampled_tokens": named["tokens"],
+            "sampled_tokens": tokens,
             "importance_ratio/mean": named["ratio"] / tokens,
             "importance_ratio/max": _exp(maxima[0]),
             "importance_ratio/p01": _percentile(counts, 0.01),

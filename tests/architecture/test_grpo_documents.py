@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from surogate.config.parts_grpo import AdvantageSpec
 from surogate.config.read import read_config
 from surogate.config.read_grpo import read_grpo
 from surogate.config.yaml_file import read_yaml
 from surogate.losses.advantages import group_advantages
-from surogate.losses.policy_sums import PolicySums
+from surogate.losses.policy_sums import policy_sums
 from surogate.rl.env_check import check
 from surogate.rl.environments.base import Environment
 from surogate.rl.environments.reference import filled
@@ -170,7 +171,9 @@ def metric_names() -> set[str]:
     )  # fmt: skip
     example = Example(id="ENV/0", env="ENV", prompt="")
     groups = (Group(example=example, rollouts=(rollout, rollout)),)
-    names = {*batch_metrics(groups, 0), *RolloutTally().take(), *PolicySums.zeros("cpu").metrics()}
+    one = torch.zeros(1)
+    of_tokens = policy_sums(one, torch.ones(1), {}, (one.bool(), one.bool()), one).metrics()
+    names = {*batch_metrics(groups, 0), *RolloutTally().take(), *of_tokens}
     return {name.replace("ENV", "<env>").replace("NAME", "<name>") for name in names}
 
 

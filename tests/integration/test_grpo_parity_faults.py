@@ -84,7 +84,9 @@ def test_an_adapter_that_stays_that_of_the_step_before(tmp_path: Path, monkeypat
 
 
 def test_a_prefix_cache_that_outlives_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"prompt": f"{'of ' * 20}{n:02}:"}) + "\n" for n in range(48)))
+    (tmp_path / "long.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{'of ' * 20}{n:02}:"}) + "\n" for n in range(48))
+    )
     config = nested(tmp_path, orch={"seq_len": 128})
     config["data"]["init_args"]["environments"][0]["args"]["path"] = str(tmp_path / "long.jsonl")
     load = VllmSession.load

@@ -73,8 +73,8 @@ def test_the_maximum_of_parts_is_that_of_the_whole_and_no_tokens_change_nothing(
     assert merged.metrics() == pytest.approx(_sums(torch.cat([left, right])).metrics())
 
 
-def test_no_tokens_read_as_zeros() -> None:
-    assert not any(PolicySums.zeros("cpu").metrics().values())
+def test_of_no_tokens_nothing_is_said_but_that_there_are_none() -> None:
+    assert PolicySums.zeros("cpu").metrics() == {"sampled_tokens": 0.0}
 
 
 def test_sums_have_no_graph() -> None:

@@ -9,7 +9,7 @@ from surogate.errors import ConfigError
 from surogate.rl.env_check import ScriptedPolicy
 from surogate.rl.environments.registry import build_environment, check_environment
 
-FILE = '''
+FILE = """
 from surogate.rl.environments.base import SingleTurnEnvironment
 from surogate.rl.types import Example
 
@@ -31,7 +31,7 @@ class Echo(SingleTurnEnvironment):
 
 class Nothing:
     pass
-'''
+"""
 
 
 @pytest.fixture
