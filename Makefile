@@ -46,7 +46,7 @@ help:
 	@echo "make quickstart-grpo   install vLLM too, then teach SmolLM2-135M arithmetic by rewards (no GPU, no hub)"
 	@echo "make test         install with the test tools, then run the whole test suite"
 	@echo "make test-verifiers   the tests of verifiers' tasksets, in an environment of their own with verifiers (a minute)"
-	@echo "make soak         the long proofs: the quickstart in three seeds, and the step benchmark (about 20 minutes)"
+	@echo "make soak         the long proofs: the quickstarts in three seeds, and the step benchmark (about an hour)"
 	@echo "make compile-kernels   every Triton kernel for every GPU, with the oldest supported Triton (a few minutes)"
 	@echo "make install      only make $(VENV); then: source $(BIN)/activate"
 	@echo "make lint         ruff and mypy;   make format: let ruff rewrite"
@@ -74,9 +74,10 @@ test-verifiers: $(VERIFIERS)/.installed
 SOAK_SEEDS := 0 1 2
 
 soak: export HF_HUB_OFFLINE := 1
-soak: $(VENV)/.quickstart
+soak: $(VENV)/.quickstart $(VENV)/.vllm
 	for seed in $(SOAK_SEEDS); do $(BIN)/surogate quickstart --seed $$seed --output_dir output/soak-$$seed; done
 	$(BIN)/python benchmarks/sft_step.py
+	$(BIN)/python benchmarks/grpo_study.py --output_dir output/soak-grpo
 
 # `make test` compiles every kernel for every GPU with the newest Triton; this with the oldest one that is supported.
 OLD_TRITON := 3.6.0

@@ -61,7 +61,8 @@ class GroupMaker:
         """
         spec, tally = self._spec, self._tally
         sampling = replace(spec.sampling, temperature=scheduled_temperature(spec.sampling, step))
-        seed = (spec.seed * 1_000_003 + number * 4099) % 2**31  # 4099 turns before two groups draw alike
+        first = spec.seed if spec.sampling.seed is None else spec.sampling.seed
+        seed = (first * 1_000_003 + number * 4099) % 2**31  # 4099 turns before two groups draw alike
         policy = SampledPolicy(self._tokenizer, self._generator, sampling, spec.seq_len, seed, tally.sampling_clock)
         began = time.time()
         try:

@@ -366,3 +366,20 @@ def test_exchanging_all_weights_changes_also_the_head_of_a_tied_model(runner: as
     with pytest.raises(GeneratorError, match="its engine has ended: an exchange of weights failed half way"):
         engine.sample(PROMPT)
     engine.run(engine.generator.close())
+
+
+def test_prompts_that_are_computed_in_parts_are_sampled_as_whole_ones(model_dir: Path, runner: asyncio.Runner) -> None:
+    step_len = 64
+    narrow = Engine(model_dir, runner, max_num_seqs=8, enable_prefix_caching=False, vllm={"max_num_batched_tokens": 64})
+    prompts = [[number, *LONG_PROMPT[: step_len - 4]] for number in range(5, 9)]
+    whole = [narrow.sample(prompt, n=1, seed=number) for number, prompt in enumerate(prompts)]
+
+    async def at_once() -> list[list[Completion]]:
+        sampling = SamplingSpec(max_tokens=20)
+        return await asyncio.gather(
+            *(narrow.generator.generate(prompt, 1, sampling, seed=number) for number, prompt in enumerate(prompts))
+        )
+
+    parts = narrow.run(at_once())
+    narrow.run(narrow.generator.close())
+    assert [c.token_ids for (c,) in parts] == [c.token_ids for (c,) in whole]

@@ -1,4 +1,4 @@
-"""Sampling in vLLM on a CPU: functions that leave the rest of the process alone, and random numbers that can be redrawn.
+"""Sampling in vLLM on a CPU: functions that leave the rest of the process alone, and numbers that can be drawn again.
 
 vLLM 0.32's CPU sampler draws from the process's random numbers even where each request has its own, so that a trainer
 in the same process would depend on what is sampled beside it; asking for log-probabilities makes torch.compile build a
@@ -13,7 +13,7 @@ Legend: B requests, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,9 +54,10 @@ class RequestGenerator(torch.Generator):
         """Return the place, as vLLM counts it."""
         return _OFFSET_OF_DRAW * self.num_drawn
 
-    def set_offset(self, offset: int) -> None:
+    def set_offset(self, offset: int) -> Self:
         """Go to a place."""
         self.num_drawn = offset // _OFFSET_OF_DRAW
+        return self
 
     def draw(self) -> int:
         """Return the next number, 31 bits: the output of SplitMix64 (doi:10.1145/2714064.2660195) at the place."""

@@ -473,3 +473,26 @@ def test_the_engine_is_closed_although_an_environment_cannot_be():
         assert generator.is_closed and orchestrator.environments[1].num_closed == 1
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("change", "is_alike"), [({"seed": 7}, False), ({"seed": None}, True)])
+def test_the_seed_of_sampling_wins_over_that_of_the_run(change, is_alike):
+    def drawn(sampling):
+        async def run():
+            generator, seeds = GatedGenerator(), []
+            inner = generator.generate
+
+            async def noted(*arguments, seed, **keywords):
+                seeds.append(seed)
+                return await inner(*arguments, seed=seed, **keywords)
+
+            generator.generate = noted
+            orchestrator = make_orchestrator(generator, sampling=sampling)
+            await orchestrator.load_weights(update(0))
+            await orchestrator.next_batch(0)
+            await orchestrator.close()
+            return sorted(seeds)
+
+        return asyncio.run(run())
+
+    assert (drawn(SamplingSpec()) == drawn(SamplingSpec(**change))) is is_alike
