@@ -97,7 +97,7 @@ class EnvSpec(PlainNumbers):
 
     id: str = ""
     """reverse-text, arithmetic, math, code, guess-number, `reasoning-gym/<task>`,
-    or `file.py:function`."""
+    `verifiers:<taskset>`, or a function or class of a file, `file.py:name`."""
     name: str | None = None
     """Name in metrics. Default: the id."""
     args: dict[str, Any] = field(default_factory=dict)

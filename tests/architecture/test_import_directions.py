@@ -45,6 +45,8 @@ ONLY_IN = {
     "bitsandbytes": {"quant.nf4", "modes.optimizers"},
     "datasets": {"data.sources"},
     "vllm": {"rl.generators"},
+    "verifiers": {"rl.environments.verifiers_env"},
+    "renderers": {"rl.environments.verifiers_env", "rl.environments.verifiers_renderer"},
     "wandb": set(),
 }
 """Library -> the parts that may import it."""

@@ -23,9 +23,9 @@ MAX_STEPS = 12
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
-    """Start a run that generates one step ahead, and samples for seconds."""
+    """Start a run that generates one step ahead, and samples most of the time."""
     ahead = {"max_async_level": 1}
-    orch = {**ahead, "max_steps": MAX_STEPS, "seq_len": 192, "sampling": {"max_tokens": 160}}
+    orch = {**ahead, "max_steps": MAX_STEPS, "seq_len": 96, "sampling": {"max_tokens": 80}}
     files = write_files(folder, train={**ahead, "save_steps": 1}, orch=orch)
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command("grpo", *files, *options), stdout=log, stderr=log)
@@ -49,16 +49,21 @@ def servers_of(process: subprocess.Popen[bytes]) -> list[int]:
 
 
 def test_interrupted_runs_leave_nothing_behind(tmp_path: Path):
-    processes = {number: start(tmp_path / number.name) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, process in processes.items():
-        wait_for_steps(tmp_path / number.name, 1, process)
-        family = Family.of(process.pid)
-        assert len(family.pids) > 1  # a process for the reward
-        process.send_signal(number)
-        assert process.wait(END_SECONDS) == 130
-        assert family.left(END_SECONDS) == []
-        last = (tmp_path / number.name / "log").read_text().splitlines()[-1]
-        assert last == "interrupted"
+    options: dict[signal.Signals, list[str]] = {signal.SIGINT: [], signal.SIGTERM: ["--infer.own_process", "true"]}
+    processes = {number: start(tmp_path / number.name, *options[number]) for number in options}
+    try:
+        for number, process in processes.items():
+            wait_for_steps(tmp_path / number.name, 1, process)
+            family = Family.of(process.pid)
+            assert len(family.pids) > 1  # a process for the reward
+            process.send_signal(number)
+            assert process.wait(END_SECONDS) == 130
+            assert family.left(END_SECONDS) == []
+            assert (tmp_path / number.name / "log").read_text().splitlines()[-1] == "interrupted"
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
 
 
 def test_a_run_outlives_its_server_and_a_server_never_its_run(tmp_path: Path):
@@ -68,31 +73,30 @@ def test_a_run_outlives_its_server_and_a_server_never_its_run(tmp_path: Path):
     options = ("--infer.own_process", "true", "--infer.port", str(port))
 
     process = start(tmp_path, *options)
-    wait_for_steps(tmp_path, 1, process)
-    (server,) = servers_of(process)
-    family = Family.of(server)
-    os.kill(server, signal.SIGKILL)
-    assert family.left(END_SECONDS) == []
-    num_done = len(list((tmp_path / "run/rollouts").iterdir()))
-    wait_for_steps(tmp_path, num_done + 2, process)  # more than what was sampled ahead
-    family = Family.of(process.pid)
-    assert servers_of(process) not in ([], [server])
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(END_SECONDS) == 130
-    assert family.left(END_SECONDS) == []
-
-    process = start(tmp_path, *options)
-    wait_for_steps(tmp_path, num_done + 4, process)
-    family = Family.of(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert family.left(END_SECONDS) == []
+    try:
+        wait_for_steps(tmp_path, 1, process)
+        (server,) = servers_of(process)
+        of_server = Family.of(server)
+        os.kill(server, signal.SIGKILL)
+        assert of_server.left(END_SECONDS) == []
+        num_done = len(list((tmp_path / "run/rollouts").iterdir()))
+        wait_for_steps(tmp_path, num_done + 2, process)  # more than what was sampled ahead
+        of_run = Family.of(process.pid)
+        assert servers_of(process) not in ([], [server])
+    finally:
+        process.kill()
+        process.wait()
+    assert of_run.left(END_SECONDS) == []
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
 
     process = start(tmp_path, *options)
-    assert process.wait(START_SECONDS) == 0, (tmp_path / "log").read_text()[-3000:]
+    try:
+        assert process.wait(START_SECONDS) == 0, (tmp_path / "log").read_text()[-3000:]
+    finally:
+        process.kill()
+        process.wait()
     trained = trained_examples(tmp_path / "run")
     assert len(trained) == len(set(trained)) == NUM_PROMPTS == 4 * MAX_STEPS
     assert [step["step"] for step in records(tmp_path / "run")] == list(range(1, MAX_STEPS + 1))

@@ -142,18 +142,20 @@ class VerifiersEnvironment(Environment):
         if policy.tokenizer is None:
             raise DataError(f"{self.name}: verifiers needs a model's tokenizer, so it cannot be tried without a model.")
         renderer = self._renderer or _renderer_of(policy.tokenizer)
-        folder = self._stack.enter_context(TemporaryDirectory(prefix="surogate-tokenizer-"))
-        policy.tokenizer.save_pretrained(folder)
-        self._stack.push_async_callback(self._endpoint.close)
-        client = vf.TrainClientConfig(
-            base_url=await self._endpoint.start(),
-            api_key_var="SUROGATE_NO_KEY",  # its default is a company's, whose settings it would read
-            renderer_model_name=folder,
-            renderer=renderer,
-        )
-        serving = _Serving(self._env)
-        self._stack.push_async_callback(serving.end)
-        await serving.begin()
+        async with AsyncExitStack() as stack:
+            folder = stack.enter_context(TemporaryDirectory(prefix="surogate-tokenizer-"))
+            policy.tokenizer.save_pretrained(folder)
+            stack.push_async_callback(self._endpoint.close)
+            client = vf.TrainClientConfig(
+                base_url=await self._endpoint.start(),
+                api_key_var="SUROGATE_NO_KEY",  # its default is a company's, whose settings it would read
+                renderer_model_name=folder,
+                renderer=renderer,
+            )
+            serving = _Serving(self._env)
+            stack.push_async_callback(serving.end)
+            await serving.begin()
+            self._stack = stack.pop_all()
         return vf.clients.ModelContext(model=MODEL, client=client)
 
 
@@ -179,10 +181,13 @@ class _Serving:
     async def end(self) -> None:
         """Return when they are down."""
         self._over.set()
-        if self._task is not None:
-            if not self._up.is_set():
-                self._task.cancel()
-            await asyncio.wait([self._task])
+        if self._task is None:
+            return
+        if not self._up.is_set():
+            self._task.cancel()
+        await asyncio.wait([self._task])
+        if self._up.is_set():
+            await self._task
 
     async def _hold(self) -> None:
         async with self._env.serving():
