@@ -143,9 +143,11 @@ def describe_rollouts(values: dict[str, float], summary: StepSummary) -> str:
 def _describe_update(values: dict[str, float]) -> str:
     if "importance_ratio/mean" not in values:
         return "all rewards of each group alike: nothing to learn"
-    masked = values["masked_fraction/any"] + values["clipped_fraction/low"] + values["clipped_fraction/high"]
+    clipped = values["clipped_fraction/low"] + values["clipped_fraction/high"]
+    shown = f"  clipped {100 * clipped:.1f} %" if clipped else ""
     return (
-        f"ratio {values['importance_ratio/mean']:.4f}  kl {values['generator_kl']:.1e}  masked {100 * masked:.1f} %  "
+        f"ratio {values['importance_ratio/mean']:.4f}  kl {values['generator_kl']:.1e}  "
+        f"masked {100 * values['masked_fraction/any']:.1f} %{shown}  "
         f"entropy {values['entropy']:.2f}"
     )
 

@@ -14,6 +14,7 @@ from surogate.config.lower_grpo import to_lightning_grpo
 from surogate.config.read_grpo import GrpoResolved, read_grpo
 from surogate.config.record import to_yaml
 from surogate.errors import ConfigError
+from surogate.rl.environments.registry import check_environments
 from surogate.rl.generators.checks import require_vllm
 
 
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
         return 0
     if not resolved.orch.config.client.base_url:
         require_vllm()
+    check_environments([*resolved.orch.config.env, *resolved.orch.config.eval.env])
     train: GrpoConfig = resolved.train.config
     os.environ.update(to_environment(train))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # vLLM's C++ remarks which memory it binds to

@@ -12,6 +12,7 @@ from surogate.config.flat_grpo import OrchConfig
 from surogate.config.parts_grpo import LinkSpec, OrchestratorSpec
 from surogate.config.read import read_config
 from surogate.errors import ConfigError
+from surogate.rl.environments.registry import check_environments
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0].startswith("-"):
         raise ConfigError("Name the configuration first: surogate grpo-orch orch.yaml [--key value ...]")
     config: OrchConfig = read_config("grpo-orch", argv[0], argv[1:]).config
+    check_environments([*config.env, *config.eval.env])
     return asyncio.run(_serve(config))
 
 
@@ -35,7 +37,13 @@ async def _serve(config: OrchConfig) -> int:
 
     spec = OrchestratorSpec(**{field.name: getattr(config, field.name) for field in fields(OrchestratorSpec)})
     link, client = LinkSpec(server_urls=list(config.client.base_url)), config.client
-    generator = ServerVllm(link.server_urls, seed=spec.seed, timeout=client.timeout, api_key_var=client.api_key_var)
+    generator = ServerVllm(
+        link.server_urls,
+        seed=spec.seed,
+        timeout=client.timeout,
+        api_key_var=client.api_key_var,
+        adapter_name=config.model.lora_adapter,
+    )
     level = async_level(spec, link, on_gpu=False)
     tokenizer = load_tokenizer(str(config.model.name))
     service = build_service(spec, config.env, generator, tokenizer, level)

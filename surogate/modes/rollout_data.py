@@ -210,7 +210,8 @@ class RolloutDataModule(pl.LightningDataModule):
 class RolloutLoader:
     """The steps of a run as an iterable; each batch is waited for when it is asked for, never before.
 
-    Its length keeps Lightning from fetching a batch ahead, which an on-policy step would wait for forever.
+    Its length keeps Lightning from fetching a batch ahead, which an on-policy step would wait for forever. That it has
+    a state, an empty one, tells Lightning that it can go on in the middle: the data module holds the position.
     """
 
     def __init__(self, data: RolloutDataModule) -> None:
@@ -225,3 +226,10 @@ class RolloutLoader:
         assert trainer is not None
         for step in range(trainer.global_step, len(self)):
             yield self._data.batch_for_rank(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give nothing; see the class."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing."""

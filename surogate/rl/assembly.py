@@ -35,7 +35,11 @@ def build_generator(
         from surogate.rl.generators.vllm_client import ServerVllm
 
         return ServerVllm(
-            link.server_urls, seed=seed, timeout=inference.request_timeout, api_key_var=inference.api_key_var
+            link.server_urls,
+            seed=seed,
+            timeout=inference.request_timeout,
+            api_key_var=inference.api_key_var,
+            adapter_name=inference.adapter_name,
         )
     if inference.own_process or link.server_gpus:
         from surogate.rl.generators.vllm_client import ServerVllm
@@ -50,7 +54,11 @@ def build_generator(
             visible_gpus=link.server_gpus or None,
         )
         return ServerVllm(
-            servers=[server], seed=seed, timeout=inference.request_timeout, api_key_var=inference.api_key_var
+            servers=[server],
+            seed=seed,
+            timeout=inference.request_timeout,
+            api_key_var=inference.api_key_var,
+            adapter_name=inference.adapter_name,
         )
     from surogate.rl.generators.vllm_engine import InProcessVllm
 

@@ -268,7 +268,8 @@ class Orchestrator:
 
     def _top_up(self) -> None:
         """Start as many groups as may exist beside those that do."""
-        ahead = self._version + self.async_level - self._next_step  # whole batches after the next one
+        last = min(self._version + self.async_level, self.spec.max_steps - 1)  # batch that may be started
+        ahead = last - self._next_step  # whole batches after the next one
         if self._is_closed or self._failure is not None or self._version < 0 or ahead < 0:
             return
         wanted = ahead * self.groups_per_step + math.ceil(self.groups_per_step * self.spec.oversampling_factor)

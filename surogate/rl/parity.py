@@ -143,6 +143,10 @@ def disagreement(
     )
 
 
+_LOWER_SHARE = 0.02
+"""Share of tokens that rounding may make less likely for an engine whose sampling is truncated."""
+
+
 def _known_cause(
     generator_N: Tensor, trainer_N: Tensor, tolerance: Tolerance, explanations: Mapping[str, Tensor]
 ) -> str | None:
@@ -157,7 +161,10 @@ def _known_cause(
     is_off = (generator_N - trainer_N).abs().median() > tolerance.mean
     if is_off and any(difference.abs().median() <= tolerance.mean for difference in shifted):
         return "Cause: the log-probabilities are shifted by one token against the token ids."
-    if (generator_N - trainer_N).min() >= -tolerance.maximum:
+    higher_N = generator_N - trainer_N
+    is_lower_share = (higher_N < -tolerance.mean).double().mean()
+    # A narrower distribution gives every token that it can sample at least the probability of the whole one.
+    if higher_N.mean() > tolerance.mean and is_lower_share <= _LOWER_SHARE:
         return (
             "Cause, most likely: sampling is truncated or penalised (top_p, top_k, min_p, a penalty), so the engine's "
             "probabilities are those of a narrower distribution."

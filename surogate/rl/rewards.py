@@ -132,9 +132,11 @@ class RewardWorker:
                 raise RewardError(f"{self._name}: the reward {self._target} cannot be loaded: {error}")
             ready = True
         except TimeoutError:
-            raise RewardLost(
+            raise RewardError(
                 f"{self._name}: loading the reward {self._target} took more than {_START_SECONDS:g} s."
             ) from None
+        except RewardLost as error:  # it is not an answer that is lost, so nobody may take it for a wrong one
+            raise RewardError(f"{self._name}: the reward {self._target} did not come up: {error}") from error
         finally:
             if not ready:
                 await process.end()

@@ -9,6 +9,9 @@ from statistics import fmean, pstdev
 from surogate.rl.policy import ActivityClock
 from surogate.rl.types import Group, Rollout
 
+COUNTS = ("rewards/failed", "prompts/unusable", "rollouts/too_old", "groups/without_signal_dropped", "tokens/generated")
+"""What is counted in every step, also where it did not occur: a mean over steps is of all of them."""
+
 
 class RolloutTally:
     """What is counted and timed between two batches.
@@ -32,6 +35,7 @@ class RolloutTally:
         sampling = self.sampling_clock.take()
         scoring = max(0.0, self.scoring_clock.take() - sampling)
         return {
+            **dict.fromkeys(COUNTS, 0.0),
             **counts,
             "time/generate": sampling,
             "time/score": scoring,

@@ -1,4 +1,4 @@
-"""What `surogate grpo` and its parts refuse: one sentence, an exit code, and before torch is imported where it can be."""
+"""What `surogate grpo` and its parts refuse: one sentence and an exit code, before torch is imported if it can be."""
 
 from __future__ import annotations
 

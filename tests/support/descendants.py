@@ -1,4 +1,4 @@
-"""What a process has started and holds, read from /proc: descendants, shared memory, and whether they are still there."""
+"""What a process has started and holds, read from /proc: descendants, shared memory, and whether they still exist."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ importing an optional library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,22 @@ def check_environment(spec: EnvSpec) -> None:
             and of a verifiers taskset are only known to the library, and are checked when they are built.
     """
     _checked(spec.id, spec.args)
+
+
+def check_environments(specs: Sequence[EnvSpec]) -> None:
+    """Check several environments, as `check_environment` does.
+
+    Raises:
+        ConfigError: what is wrong with any of them, a line each.
+    """
+    problems = []
+    for spec in specs:
+        try:
+            check_environment(spec)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def build_environment(spec: EnvSpec) -> Environment:

@@ -41,6 +41,7 @@ class ServerVllm:
         timeout: seconds that an answer may take, waiting for a server that is lost included.
         start_timeout: seconds in which every server must answer at the start.
         api_key_var: environment variable with the servers' key.
+        adapter_name: how adapters are called there; the version follows.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class ServerVllm:
         timeout: float = 600,
         start_timeout: float = 300,
         api_key_var: str | None = None,
+        adapter_name: str = "policy",
     ) -> None:
         self._processes = {server.url: server for server in servers}
         self._urls = list(dict.fromkeys([*base_urls, *self._processes]))
         if not self._urls:
             raise GeneratorError("a generator over HTTP needs the address of at least one server")
+        self._adapter_name = adapter_name
         self._seed = seed
         self._seeds = Seeds(seed)
         self._timeout = timeout
@@ -91,7 +94,7 @@ class ServerVllm:
             for server in self._processes.values():
                 server.launch()
             client = f"surogate-{uuid4().hex}"
-            begin = _all([self._begin(Endpoint(url, self._http, client)) for url in self._urls])
+            begin = _all([self._begin(Endpoint(url, self._http, client, self._adapter_name)) for url in self._urls])
             await self._in_time(begin, "answer", self._start_timeout)
             is_up = True
         finally:

@@ -48,15 +48,17 @@ class Endpoint:
         url: such as http://127.0.0.1:8000.
         http: connections, with the headers to send.
         client: a name of its own, for what is written on the server's machine.
+        adapter_name: how adapters are called; the version follows.
     """
 
-    def __init__(self, url: str, http: aiohttp.ClientSession, client: str) -> None:
+    def __init__(self, url: str, http: aiohttp.ClientSession, client: str, adapter_name: str = "policy") -> None:
         self.url = url.rstrip("/")
         self.num_running = 0
         self.version: int | None = None
         """Of the newest weights; None where they were never exchanged."""
         self._http = http
         self._client = client
+        self._adapter_name = adapter_name
         self._base_name = ""
         self._adapters: dict[str, int] = {}
         self._in_use: Counter[str] = Counter()
@@ -163,7 +165,7 @@ class Endpoint:
         self.version = update.version
 
     async def _load_adapter(self, version: int, folder: Path) -> None:
-        name = f"policy-{version}"
+        name = f"{self._adapter_name}-{version}"
         path = str(folder.resolve())
         if self._is_base_foreign:
             raise GeneratorError(f"{self.url} holds merged weights from an earlier run: restart it to serve an adapter")

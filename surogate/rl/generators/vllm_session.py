@@ -48,6 +48,7 @@ class VllmSession:
 
     def __init__(self, spec: InferenceSpec, model_dir: Path) -> None:
         self._is_lora_enabled = spec.enable_lora
+        self._adapter_name = spec.adapter_name
         self._adapter: Any = None
         self._has_adapter: dict[str, bool] = {}
         self._base_version = self._adapter_version = 0
@@ -124,7 +125,7 @@ class VllmSession:
 
         if not self._is_lora_enabled:
             raise GeneratorError("this engine serves no adapters: set enable_lora, or send merged weights")
-        name = f"policy-{version}"
+        name = f"{self._adapter_name}-{version}"
         # load_inplace is for this call only: a request that carries it reads the adapter again at every step
         self._engine.add_lora(LoRARequest(name, ADAPTER_ID, str(folder), load_inplace=True))
         self._adapter = LoRARequest(name, ADAPTER_ID, str(folder))

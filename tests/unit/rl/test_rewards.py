@@ -263,8 +263,15 @@ def test_isolation_that_cannot_be_had_is_an_error(monkeypatch):
 
 def test_a_reward_that_takes_too_long_to_load_is_ended(reward: Score, monkeypatch):
     monkeypatch.setattr(rewards, "_START_SECONDS", 0.5)
-    with pytest.raises(RewardLost, match="loading the reward"):
+    with pytest.raises(RewardError, match="loading the reward") as raised:
         reward("import time\ntime.sleep(600)")
+    assert not isinstance(raised.value, RewardLost)
+
+
+def test_a_reward_whose_process_ends_at_its_start_is_not_a_lost_answer(reward: Score):
+    with pytest.raises(RewardError, match="did not come up") as raised:
+        reward("import os\nos._exit(3)")
+    assert not isinstance(raised.value, RewardLost)
 
 
 def test_large_requests_and_answers_pass(tmp_path: Path):
