@@ -37,7 +37,8 @@ def test_the_reward_rises_on_policy_with_ratios_of_one_and_nothing_masked(finish
             assert step["importance_ratio/max"] == pytest.approx(1, abs=RATIO_TOLERANCE)
             assert step["masked_fraction/any"] == 0
         assert step["staleness/max"] == 0
-        assert step["parity/max_difference"] < RATIO_TOLERANCE
+        assert step["parity/sampled_difference"] < RATIO_TOLERANCE
+    assert all(step["parity/max_difference"] < RATIO_TOLERANCE for step in steps[1:])  # of the weights before the step
 
 
 def test_a_run_leaves_adapter_curve_metrics_and_rollouts(finished: Path):

@@ -9,7 +9,7 @@ import torch
 
 from surogate.errors import GeneratorError
 from surogate.rl import parity
-from surogate.rl.parity import Tolerance, check, compare
+from surogate.rl.parity import Tolerance, check, compare, disagreement
 
 TOLERANCE = Tolerance(1e-4, 1e-3)
 EXPLANATION = "the engine answers with the base model."
@@ -83,6 +83,19 @@ def test_truncated_sampling_is_named(logits, ids):
 def test_other_weights_are_the_last_guess(logits, ids):
     other = picked(logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(3)), ids)
     assert "It holds other weights than the trainer" in message(other, picked(logits, ids))
+
+
+def test_small_differences_are_put_down_to_rounding_or_to_a_step(logits, ids):
+    trainer = picked(logits, ids)
+    noise = 1e-2 * torch.randn(trainer.shape, generator=torch.Generator().manual_seed(4))
+    assert "the engine's dtype is coarser than the trainer's" in message(trainer + noise, trainer)
+
+
+def test_who_knows_more_may_say_what_else_it_may_be(logits, ids):
+    other = picked(logits + torch.randn(logits.shape, generator=torch.Generator().manual_seed(3)), ids)
+    trainer = picked(logits, ids)
+    assert str(disagreement(other, trainer, TOLERANCE, {}, "A guess.")).endswith("A guess.")
+    assert str(disagreement(other, trainer, TOLERANCE, {EXPLANATION: other}, "A guess.")).endswith(EXPLANATION)
 
 
 @pytest.mark.parametrize("who", ["engine", "trainer"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from support.rollouts import make_rollout
@@ -48,6 +49,13 @@ def test_a_batch_without_a_sampled_token_is_described_too():
     silent = make_rollout(sampled=[])
     metrics = batch_metrics([group("a", silent, silent)], step=1)
     assert metrics["staleness/max"] == 0 and metrics["completion/mean_len"] == 0
+
+
+def test_the_time_of_a_batch_is_that_of_its_groups_where_all_know_it():
+    first, second = (replace(group("a", make_rollout(), make_rollout()), began=b, ended=b + 3) for b in (10.0, 11.0))
+    metrics = batch_metrics([first, second], step=1)
+    assert (metrics["clock/generate_began"], metrics["clock/generate_ended"]) == (10.0, 14.0)
+    assert "clock/generate_began" not in batch_metrics([first, replace(second, ended=0.0)], step=1)
 
 
 def test_a_tally_starts_anew_after_each_batch():
