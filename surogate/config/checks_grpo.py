@@ -136,6 +136,7 @@ _ENGINE_NAMES = {
 _SET_BY_US = {
     "logprobs_mode": "probabilities must be those that were sampled from",
     "worker_extension_cls": "weights reach the engine through it",
+    "async_scheduling": "tokens would be labelled with the weights before those that sampled them",
 }
 """Arguments of vLLM that the run relies on, and why."""
 

@@ -9,6 +9,7 @@ and nothing is counted twice.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -23,6 +24,8 @@ from surogate.rl.generators.vllm_arguments import Seeds, check_request, sampling
 from surogate.rl.generators.vllm_endpoint import Endpoint, Refused, ServerLost
 from surogate.rl.generators.vllm_server import VllmServer
 from surogate.rl.types import Completion
+
+log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
@@ -192,6 +195,7 @@ class ServerVllm:
         """Take a server out, and begin to look for it."""
         self._reasons[server.url] = reason
         if server in self._up:
+            log.warning("%s is lost (%s); what it was sampling is sampled again.", server.url, reason)
             self._up.remove(server)
             self._lost[server] = asyncio.create_task(self._revive(server))
             self._lost[server].add_done_callback(lambda task: self._news.set())
@@ -239,7 +243,8 @@ class ServerVllm:
         self._join(server)
 
     def _join(self, server: Endpoint) -> None:
-        self._lost.pop(server, None)
+        if self._lost.pop(server, None) is not None:
+            log.warning("%s is back, with the current weights.", server.url)
         self._reasons.pop(server.url, None)
         self._up.append(server)
         self._news.set()

@@ -35,6 +35,7 @@ INFER = [
     ("vllm: {max_num_seqs: 8}", "vllm.max_num_seqs is set by max_num_seqs. Use that."),
     ("vllm: {tensor_parallel_size: 8}", "vllm.tensor_parallel_size is set by tp. Use that."),
     ("vllm: {logprobs_mode: raw_logprobs}", "vllm.logprobs_mode cannot be chosen: probabilities must be"),
+    ("vllm: {async_scheduling: true}", "vllm.async_scheduling cannot be chosen: tokens would be labelled"),
 ]
 
 ORCH = [
