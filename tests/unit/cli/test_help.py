@@ -47,7 +47,7 @@ GRPO_FILES = {
 }
 
 
-@pytest.mark.parametrize("verb", ["sft", "pt", "fit", "validate", "env-check", *GRPO_FILES])
+@pytest.mark.parametrize("verb", ["sft", "pt", "fit", "validate", *GRPO_FILES])
 def test_a_page_starts_with_the_usage_and_has_an_example(verb):
     page = pages.page(verb)
     assert page.startswith(f"usage: surogate {verb} ")
