@@ -25,16 +25,20 @@ VALIDATION_COLORS = ("#d8702a", "#3a9a6b", "#8a5fb0", "#b8a02a", "#5c6b7a")
 _log = logging.getLogger(__name__)
 
 
-class LossPlot(pl.Callback):
-    """Draw training and validation loss over optimizer steps.
+class MetricsPlot(pl.Callback):
+    """Draw a picture from metrics.jsonl when a run ends.
 
     Args:
-        folder: output_dir of the run.
+        jsonl: the records.
+        png: the picture.
     """
 
-    def __init__(self, folder: str) -> None:
-        run_folder = RunFolder(folder)
-        self._jsonl, self._png = run_folder.metrics_jsonl, run_folder.loss_png
+    def __init__(self, jsonl: Path, png: Path) -> None:
+        self._jsonl, self._png = jsonl, png
+
+    def draw(self, records: list[Record], path: Path) -> None:
+        """Draw the records into a PNG; nothing where they hold nothing to draw."""
+        raise NotImplementedError
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -43,7 +47,23 @@ class LossPlot(pl.Callback):
         if not RequirementCache("matplotlib"):
             _log.warning("%s is not drawn: matplotlib is not installed (pip install matplotlib)", self._png)
             return
-        draw(read_records(self._jsonl), self._png)
+        self.draw(read_records(self._jsonl), self._png)
+
+
+class LossPlot(MetricsPlot):
+    """Draw training and validation loss over optimizer steps.
+
+    Args:
+        folder: output_dir of the run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        run_folder = RunFolder(folder)
+        super().__init__(run_folder.metrics_jsonl, run_folder.loss_png)
+
+    @override
+    def draw(self, records: list[Record], path: Path) -> None:
+        draw(records, path)
 
 
 def draw(records: list[Record], path: Path) -> None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from itertools import cycle
 from pathlib import Path
 
-import lightning.pytorch as pl
-from lightning_utilities.core.imports import RequirementCache
 from typing_extensions import override
 
-from surogate.callbacks.loss_plot import TRAIN_COLOR, VALIDATION_COLORS, smooth
-from surogate.callbacks.metrics import Record, read_records
+from surogate.callbacks.loss_plot import TRAIN_COLOR, VALIDATION_COLORS, MetricsPlot, smooth
+from surogate.callbacks.metrics import Record
 from surogate.run_folder import RunFolder
 
-_log = logging.getLogger(__name__)
 
-
-class RewardPlot(pl.Callback):
+class RewardPlot(MetricsPlot):
     """Draw the reward in training and in evaluations over optimizer steps.
 
     Args:
@@ -26,16 +21,11 @@ class RewardPlot(pl.Callback):
 
     def __init__(self, folder: str) -> None:
         run_folder = RunFolder(folder)
-        self._jsonl, self._png = run_folder.metrics_jsonl, run_folder.reward_png
+        super().__init__(run_folder.metrics_jsonl, run_folder.reward_png)
 
     @override
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        if not RequirementCache("matplotlib"):
-            _log.warning("%s is not drawn: matplotlib is not installed (pip install matplotlib)", self._png)
-            return
-        draw(read_records(self._jsonl), self._png)
+    def draw(self, records: list[Record], path: Path) -> None:
+        draw(records, path)
 
 
 def draw(records: list[Record], path: Path) -> None:

@@ -28,7 +28,7 @@ from surogate.losses.grpo import SampledTokens, normaliser_kind, policy_loss
 from surogate.losses.logprobs import TokenLogprobs, linear_logprobs, module_logprobs
 from surogate.losses.nll import piece_len
 from surogate.losses.policy_sums import PolicySums
-from surogate.models.hidden import Head, forward_hidden
+from surogate.models.hidden import Head, forward_supervised
 from surogate.modes.base import CausalLMModule, MicroSums
 from surogate.modes.first_rank import on_first_rank
 from surogate.rl import parity
@@ -105,14 +105,12 @@ class GrpoModule(CausalLMModule):
 
     def _score(self, micro_batch: RolloutMicroBatch, temperature: Tensor | float) -> TokenLogprobs:
         """Return log-probability and entropy of each sampled token under the policy as it stands."""
-        hidden = forward_hidden(self.model, micro_batch)
-        hidden_ND = hidden.flatten(0, 1).index_select(0, micro_batch.loss_positions)
-        labels_N = micro_batch.labels_BT.flatten().index_select(0, micro_batch.loss_positions)
+        hidden_ND, labels_N = forward_supervised(self.model, micro_batch)
         head = Head.of(self.model)
         if head.linear is not None:
             shape = head.shape_logits if head.shapes else None
             return linear_logprobs(hidden_ND, head.linear, labels_N, temperature, shape, self.lmhead_chunks)
-        step = piece_len(len(labels_N), head.vocab_size, self.lmhead_chunks, hidden.device.type)
+        step = piece_len(len(labels_N), head.vocab_size, self.lmhead_chunks, hidden_ND.device.type)
         return module_logprobs(hidden_ND, head.logits, labels_N, temperature, step)
 
     @override

@@ -9,7 +9,7 @@ from typing_extensions import override
 from surogate.batches import MicroBatch
 from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
 from surogate.losses.nll import linear_nll, module_nll, piece_len
-from surogate.models.hidden import Head, forward_hidden
+from surogate.models.hidden import Head, forward_supervised
 from surogate.modes.base import CausalLMModule, MicroSums
 
 
@@ -35,13 +35,10 @@ class SftModule(CausalLMModule):
 
     @override
     def micro_loss(self, micro_batch: MicroBatch) -> MicroSums:
-        hidden = forward_hidden(self.model, micro_batch)
-        # Only supervised positions go through the head: of a chat sample that is often a tenth of the tokens.
-        hidden_ND = hidden.flatten(0, 1).index_select(0, micro_batch.loss_positions)
-        labels_N = micro_batch.labels_BT.flatten().index_select(0, micro_batch.loss_positions)
+        hidden_ND, labels_N = forward_supervised(self.model, micro_batch)
         head = Head.of(self.model)
         if head.linear is not None:
             shape = head.shape_logits if head.shapes else None
             return MicroSums(*linear_nll(hidden_ND, head.linear, labels_N, shape, self.lmhead_chunks))
-        step = piece_len(len(labels_N), head.vocab_size, self.lmhead_chunks, hidden.device.type)
+        step = piece_len(len(labels_N), head.vocab_size, self.lmhead_chunks, hidden_ND.device.type)
         return MicroSums(*module_nll(hidden_ND, head.logits, labels_N, step))

