@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import time
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ class SharedFolder:
     def call(self, session: str, number: int) -> Path:
         """Where a trainer's call is."""
         return self.calls / session / f"{number:06}.call.json"
+
+    def pending_calls(self) -> list[Path]:
+        """Return where calls are, of all sessions; a session's folder may vanish meanwhile, which Path.glob raises."""
+        return [self.calls / name for name in glob("*/*.call.json", root_dir=self.calls)]
 
     def forget_other_calls(self, session: str) -> None:
         """Remove what earlier sessions asked and were answered."""
@@ -85,9 +90,9 @@ class SharedFolder:
 
 
 def _remove_but(folder: Path, kept: set[str]) -> None:
-    for path in folder.glob("*"):
-        if path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+    for name in glob("*", root_dir=folder):
+        if name not in kept:
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def answer_to(call: Path) -> Path:

@@ -231,7 +231,7 @@ class FolderServer:
         beating = asyncio.create_task(self._beat())
         try:
             while not beating.done():
-                paths = set(self._folder.calls.glob("*/*.call.json"))
+                paths = set(self._folder.pending_calls())
                 self._seen &= paths
                 for path in sorted(paths - self._seen):
                     if (call := read_json(path)) is not None:
