@@ -8,6 +8,8 @@
      |- HardwareError     something this machine cannot do                exit code 6
      `- GeneratorError    the rollout engine                              exit code 7
 
+    Stopped               no error: a signal ended the run between two steps    128 + its number
+
 A message says what was got, what is allowed and what to do. The command line prints it without a traceback and
 exits with the class's code; `assert` is for our own invariants.
 """
@@ -53,3 +55,19 @@ class GeneratorError(SurogateError, RuntimeError):
     """The rollout engine failed or timed out."""
 
     exit_code = 7
+
+
+class Stopped(BaseException):
+    """A signal ended the run where the same command continues it.
+
+    No Exception, so that nothing on the way takes it for a failure that it could deal with.
+
+    Args:
+        signum: the signal's number.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+        self.exit_code = 128 + signum
+        """As shells report a process that a signal ended."""

@@ -8,6 +8,7 @@ from surogate.callbacks.loss_plot import LossPlot
 from surogate.callbacks.metrics import MetricsWriter
 from surogate.callbacks.model_export import ModelExport
 from surogate.callbacks.precision_canary import PrecisionCanary
+from surogate.callbacks.preemption import Preemption
 from surogate.callbacks.progress import ProgressLine
 from surogate.callbacks.reward_plot import RewardPlot
 from surogate.callbacks.rollout_metrics import RolloutMetrics, RolloutProgress
@@ -22,6 +23,7 @@ __all__ = [
     "MetricsWriter",
     "ModelExport",
     "PrecisionCanary",
+    "Preemption",
     "ProgressLine",
     "RewardPlot",
     "RolloutMetrics",

@@ -139,7 +139,7 @@ class StepCheckpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._is_due(trainer):
-            self._save(trainer, trainer.current_epoch + trainer.is_last_batch)
+            self.save_now(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -155,6 +155,14 @@ class StepCheckpoints(pl.Callback):
             self.run_folder.mark_finished(manifest["step"], manifest["epochs"])
 
     # ---- saving
+
+    def save_now(self, trainer: pl.Trainer) -> None:
+        """Save the step that was just done, unless it has been saved; on every rank, and before an epoch is counted.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self._save(trainer, trainer.current_epoch + trainer.is_last_batch)
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         step = trainer.global_step

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import warnings
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,12 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from surogate.callbacks import ProgressLine, StepCheckpoints
+from surogate.callbacks import Preemption, ProgressLine, StepCheckpoints
 from surogate.cli.nested import check_names, explain
 from surogate.config.identity import Nested, run_identity
 from surogate.config.yaml_file import read_yaml
 from surogate.data.datamodule import StepDataModule
-from surogate.errors import CheckpointError, ConfigError, DataError, HardwareError
+from surogate.errors import CheckpointError, ConfigError, DataError, HardwareError, Stopped
 from surogate.inspection.measures import cheap_findings
 from surogate.models.skeleton import check_module_names
 from surogate.modes import CausalLMModule
@@ -143,12 +145,21 @@ class SurogateCLI(LightningCLI):
             ckpt_path = _state_file(ckpt_path)
         if isinstance(model, CausalLMModule):
             check_module_names(model.model_spec, model.lora_spec)  # a misspelt name need not wait for the data
-        _look_at_data(datamodule)
+        preemption = self._callback(Preemption)
+        with preemption.listening() if preemption else nullcontext():
+            _look_at_data(datamodule)
+            self._train(model, datamodule, ckpt_path)
+
+    def _train(self, model: pl.LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         except SystemExit as error:
             if self.trainer.interrupted:  # Lightning turns Ctrl-C into exit code 1
                 raise KeyboardInterrupt from error
+            raise
+        except Stopped:
+            if launcher := self.trainer.strategy.launcher:  # the ranks that this process has started
+                launcher.kill(signal.SIGTERM)
             raise
 
     def validate(self, model: pl.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 
 from surogate import __version__
 from surogate.cli import help as pages
 from surogate.config.keys import nearest
-from surogate.errors import ConfigError, SurogateError
+from surogate.errors import ConfigError, Stopped, SurogateError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
@@ -32,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         text = f"error: {error}" if rank == "0" else f"rank {rank}: {str(error).splitlines()[0]}"
         print(text, file=sys.stderr)
         return error.exit_code
+    except Stopped as stopped:
+        print(f"stopped by {signal.Signals(stopped.signum).name}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

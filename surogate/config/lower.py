@@ -271,6 +271,7 @@ def leaving_callbacks(c: TrainerConfig) -> dict[str, Nested]:
         **({"ModelExport": {**folder, "merge": c.merge_adapter}} if c.merge_adapter or not c.lora else {}),
         # Last: a run killed between two callbacks then resumes before a step whose metrics it lacks, never after it.
         "StepCheckpoints": checkpoints,
+        "Preemption": {},  # behind it, as it lets it save
     }
 
 

@@ -158,8 +158,8 @@ def test_the_callbacks_are_those_of_rollouts_and_checkpoints_come_last():
         return [spec["class_path"].removeprefix("surogate.callbacks.") for spec in callbacks]
 
     watching = ["EnvironmentRecord", "RolloutMetrics", "RolloutProgress", "RolloutRecords", "RewardPlot"]
-    assert names() == [*watching, "AdapterExport", "StepCheckpoints"]
-    assert names(merge_adapter=True) == [*watching, "AdapterExport", "ModelExport", "StepCheckpoints"]
+    assert names() == [*watching, "AdapterExport", "StepCheckpoints", "Preemption"]
+    assert names(merge_adapter=True) == [*watching, "AdapterExport", "ModelExport", "StepCheckpoints", "Preemption"]
 
 
 def test_nothing_is_validated_by_the_trainer_and_steps_end_the_run():
