@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from surogate.callbacks.environment import installed_version
 from surogate.errors import CheckpointError
+from surogate.modes.sharding import is_sharded
 from surogate.run_folder import MANIFEST, TRAINER_STATE, CheckpointStore, RunFolder, check_same_run, damage, read_json
 
 
@@ -98,7 +99,7 @@ class StepCheckpoints(pl.Callback):
                 f"resume_from_checkpoint: {path} is damaged: {problem}. "
                 "Name another checkpoint, or set it to true to continue from the newest whole one."
             )
-        if not zipfile.is_zipfile(state):
+        if not is_sharded(state) and not zipfile.is_zipfile(state):
             raise CheckpointError(f"resume_from_checkpoint: {state} is truncated or not a checkpoint of Lightning.")
         check_same_run(state.parent, self.identity)
         newest = self.run_folder.latest_valid_checkpoint()
@@ -237,6 +238,11 @@ class TensorFileIO(TorchCheckpointIO):
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        if is_sharded(Path(path)):
+            raise CheckpointError(
+                f"{path} was saved with zero_level 2 or 3. Set it to one of these to continue this run, or start "
+                "another output_dir."
+            )
         try:
             state: dict[str, Any] = super().load_checkpoint(path, map_location=map_location, weights_only=True)
         except FileNotFoundError as error:
@@ -250,7 +256,7 @@ class TensorFileIO(TorchCheckpointIO):
 
 def _locate(path: Path) -> Path:
     """Find the trainer state that a user's path means: a file, a step folder, a folder of them, or a run's folder."""
-    if path.is_file():
+    if path.is_file() or is_sharded(path):
         return path
     if (path / "checkpoints").is_dir():
         path = path / "checkpoints"

@@ -28,11 +28,9 @@ class ModelExport(pl.Callback):
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not on_train_end: Lightning skips that for a run which was killed after its last checkpoint and is continued.
-        if not trainer.is_global_zero:
-            return
         module: Any = pl_module
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        if self._merge:
+        if not self._merge:
+            module.save_model(self._model_dir, tokenizer)  # on every rank, which may hold a share of it
+        elif trainer.is_global_zero:
             log.info("%s", module.save_merged_model(self._model_dir, tokenizer))
-        else:
-            module.save_model(self._model_dir, tokenizer)

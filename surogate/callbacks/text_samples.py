@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from typing_extensions import override
 
+from surogate.modes.sharding import ShardedStrategy
 from surogate.run_folder import RunFolder
 
 OPENING_LEN = 16
@@ -33,15 +34,18 @@ class TextSamples(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
+        sharded = isinstance(trainer.strategy, ShardedStrategy)  # no rank can continue a text alone
+        if not trainer.is_global_zero and not sharded:
             return
         console = Console(stderr=True, highlight=False)
         texts = []
         for opening, continuation in self._samples(trainer.datamodule, pl_module):  # type: ignore[attr-defined]
-            console.print(f"\n{opening}", markup=False, style="dim", end="")
-            console.print(continuation, markup=False)
+            if trainer.is_global_zero:
+                console.print(f"\n{opening}", markup=False, style="dim", end="")
+                console.print(continuation, markup=False)
             texts.append(f"{opening}|{continuation}")
-        self._path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        if trainer.is_global_zero:
+            self._path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
     def _samples(self, data: Any, module: Any) -> Iterator[tuple[str, str]]:
         tokenizer = data.tokenizer

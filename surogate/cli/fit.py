@@ -31,6 +31,7 @@ from surogate.errors import CheckpointError, ConfigError, DataError, HardwareErr
 from surogate.inspection.measures import cheap_findings
 from surogate.models.skeleton import check_module_names
 from surogate.modes import CausalLMModule
+from surogate.modes.sharding import is_sharded
 from surogate.precision import RecipePrecision
 from surogate.run_folder import TRAINER_STATE
 
@@ -254,8 +255,8 @@ def _move_along(config: Namespace) -> None:
 def _state_file(ckpt_path: str) -> str:
     """Return the trainer state that a path means: the file itself, or a checkpoint's folder."""
     path = Path(ckpt_path)
-    path = path / TRAINER_STATE if path.is_dir() else path
-    if not path.is_file():
+    path = path / TRAINER_STATE if path.is_dir() and not is_sharded(path) else path
+    if not path.is_file() and not is_sharded(path):
         raise CheckpointError(f"ckpt_path: there is no checkpoint at {ckpt_path}.")
     return str(path)
 

@@ -58,6 +58,7 @@ def trainer_contradictions(config: TrainerConfig, given: dict[str, Any]) -> Iter
     yield from _quantised(config)
     yield from _canary(config)
     yield from _recipe(config)
+    yield from _sharding(config)
     yield from _schedule(config)
     yield from _reporting(config, given)
     yield from _locations(config)
@@ -203,6 +204,29 @@ def _adapters(c: TrainerConfig) -> Iterator[Contradiction]:
         )
     if c.lora and not c.lora_target_modules:
         yield (("lora_target_modules",), "lora_target_modules is empty, so nothing would train. Use [all].")
+
+
+def _sharding(c: TrainerConfig) -> Iterator[Contradiction]:
+    """Yield what cannot be done with weights that no rank has whole."""
+    if c.zero_level == 1:
+        return
+    level = f"zero_level {c.zero_level} shards the weights that train"
+    if c.lora:
+        yield (
+            ("zero_level", "lora"),
+            f"{level}, and with lora: true these are a small adapter. Use zero_level: 1, and a qlora_* key where the "
+            "base does not fit.",
+        )
+    elif c.recipe != "bf16":
+        yield (
+            ("zero_level", "recipe"),
+            f"{level}, which recipe {c.recipe} cannot work on yet. Use recipe: bf16, or zero_level: 1.",
+        )
+    if c.precision_canary_steps:
+        yield (
+            ("zero_level", "precision_canary_steps"),
+            f"{level}, which the precision canary cannot compare. Remove precision_canary_steps.",
+        )
 
 
 _OF_FULL_TRAINING = ("freeze_modules", "master_dtype")

@@ -261,6 +261,9 @@ class MachineKeys:
 
     gpus: NonNegativeInt = 1
     """GPUs of this machine, 0 = all. Without a GPU: processes on the CPU. Under srun or torchrun those decide."""
+    zero_level: Literal[1, 2, 3] = 1
+    """What the ranks share out among them when all weights train: 1 = the optimizer's state, 2 = gradients and weights
+    too, which are gathered for each step (FSDP2), 3 = and gathered again for the backward pass: least memory."""
     report_to: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
     """Where metrics go besides metrics.csv and metrics.jsonl, which are always written."""
     wandb_project: str | None = None

@@ -148,6 +148,8 @@ def trainer_arguments(c: TrainerConfig, environ: Mapping[str, str]) -> Nested:
     machine, plugins = _machine(c.gpus, environ)
     return {
         **machine,
+        "strategy": _strategy(c),
+        "inference_mode": c.zero_level == 1,  # FSDP2 trains on with the buffers that validation gathers into
         "max_steps": c.max_steps,
         "log_every_n_steps": c.logging_steps,
         "enable_checkpointing": False,  # StepCheckpoints does it
@@ -208,6 +210,12 @@ def _machine(gpus: int, environ: Mapping[str, str]) -> tuple[Nested, list[Nested
         environment = "lightning.pytorch.plugins.environments.SLURMEnvironment"
         plugins.append({"class_path": environment, "init_args": {"auto_requeue": False}})
     return machine, plugins
+
+
+def _strategy(c: TrainerConfig) -> str | Nested:
+    if c.zero_level == 1:
+        return "auto"
+    return {"class_path": "surogate.modes.ShardedStrategy", "init_args": {"reshard_after_forward": c.zero_level == 3}}
 
 
 def _loggers(c: TrainerConfig) -> list[Nested]:

@@ -69,7 +69,6 @@ NOT_YET: dict[str, NotYet] = {
         normuon_cautious_wd=True,
     ),
     **_not_yet(_STOPPING, auto_lr_reduction=False, early_stop=False, epoch_adjustment=False),
-    "zero_level": NotYet("sharded training is not there yet. Use zero_level: 1.", (None, 1)),
     "distributed.num_nodes": NotYet(_NODES, (None, 1)),
     "distributed.gpus_per_node": NotYet(_NODES, (None, 0)),
     **_not_yet(_COMPILED, use_cuda_graphs=False, torch_compile=False),

@@ -82,6 +82,8 @@ class OptimSpec:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    shard_state: bool = True
+    """Under DDP, without an adapter: each rank keeps the optimizer's state of a part of the weights only."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,23 +9,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from surogate.run_folder import draft_folder
 
 
-def save_model(model: Any, folder: Path, tokenizer: Any) -> None:
+def save_model(model: Any, folder: Path, tokenizer: Any, state: dict[str, Tensor] | None = None) -> None:
     """Put a model and its tokenizer where a folder may already be.
 
     Args:
         model: a transformers model, as it trains.
         folder: a complete model folder afterwards.
         tokenizer: the model's own, with its chat template.
+        state: its weights, where the model itself holds only a share of them.
     """
     with draft_folder(folder) as draft:
-        write_model(model, draft, tokenizer)
+        write_model(model, draft, tokenizer, state)
 
 
-def write_model(model: Any, folder: Path, tokenizer: Any) -> None:
-    """Write a model and its tokenizer into a folder."""
+def write_model(model: Any, folder: Path, tokenizer: Any, state: dict[str, Tensor] | None = None) -> None:
+    """Write a model and its tokenizer into a folder; see save_model."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -37,7 +40,7 @@ def write_model(model: Any, folder: Path, tokenizer: Any) -> None:
     trained_without_cache = model.config.use_cache
     model.config.use_cache = True
     try:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=state)
     finally:
         model.config.use_cache = trained_without_cache
     tokenizer.save_pretrained(str(folder))

@@ -209,7 +209,7 @@ def generate_ids(
         use_cache=True,
     )
     input_ids = torch.tensor([list(prompt_ids)], device=model.device)
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode, whose tensors a sharded model cannot train on with
         output = model.generate(
             input_ids, attention_mask=torch.ones_like(input_ids), generation_config=config, streamer=streamer
         )

@@ -5,5 +5,6 @@ from surogate.modes.grpo import GrpoModule
 from surogate.modes.pt import PtModule
 from surogate.modes.rollout_data import RolloutDataModule
 from surogate.modes.sft import SftModule
+from surogate.modes.sharding import ShardedStrategy
 
-__all__ = ["CausalLMModule", "GrpoModule", "PtModule", "RolloutDataModule", "SftModule"]
+__all__ = ["CausalLMModule", "GrpoModule", "PtModule", "RolloutDataModule", "SftModule", "ShardedStrategy"]

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -40,8 +42,9 @@ from surogate.models.stored_base import record_base
 from surogate.models.stored_merge import StoredMergeReport
 from surogate.modes.master_weights import MasterWeights
 from surogate.modes.merging import base_of, merge_run
-from surogate.modes.optimizers import build_optimizer
+from surogate.modes.optimizers import StateSharding, build_optimizer
 from surogate.modes.schedules import learning_rate_factor
+from surogate.modes.sharding import ShardedStrategy, local, whole
 from surogate.modes.validation import TokenMetrics
 
 _say = rank_zero_only(logging.getLogger(__name__).warning)
@@ -50,6 +53,8 @@ HEAD_TOLERANCE = 2e-2
 """Largest relative difference between our head's logits and the model's own; bfloat16 rounding stays under it."""
 
 _BASE_KEY = "surogate_base"
+
+T = TypeVar("T")
 
 
 class MicroSums(NamedTuple):
@@ -103,6 +108,7 @@ class CausalLMModule(pl.LightningModule):
         is_quantised = self._is_quantised()
         wants_meta = is_quantised or getattr(self.trainer.precision_plugin, "defers_loading", False)
         defer = wants_meta and self.lora_spec.enabled and not lora.needs_base_weights(self.lora_spec)
+        defer = defer or self._sharding is not None
         if is_quantised and self.lora_spec.enabled and not defer:
             _say(
                 f"This adapter starts from the weights of {self.model_spec.source}, so all of them are dequantised "
@@ -123,7 +129,23 @@ class CausalLMModule(pl.LightningModule):
             export.adopt_special_tokens_(model, tokenizer)
         if self.model_spec.recompute:
             base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self._sharding:
+            self._sharding.shard_(model, self._master_dtype())
         self.model = model.train()
+
+    @property
+    def _sharding(self) -> ShardedStrategy | None:
+        strategy = self.trainer.strategy
+        return strategy if isinstance(strategy, ShardedStrategy) else None
+
+    def _master_dtype(self) -> torch.dtype | None:
+        name = self.optim_spec.master_dtype
+        return None if name is None else getattr(torch, name)
+
+    def _with_weights(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that uses the model in parts; a sharded model gathers first what such a function needs."""
+        sharding = self._sharding
+        return sharding.run(self.model, function, *arguments) if sharding else function(*arguments)
 
     def _is_quantised(self) -> bool:
         """Whether the checkpoint is quantised; refuses what cannot be done with it."""
@@ -168,8 +190,9 @@ class CausalLMModule(pl.LightningModule):
             lora.check_tokenizer(locate_adapter(self.lora_spec.adapter_path), tokenizer)
         self._check_positions()
         packed = getattr(self._data, "sample_packing", True)
-        isolation.choose(self.model, self.model_spec.attn_implementation, self.device, packed=packed)
-        error = head_error(self.model, self.device)
+        asked = self.model_spec.attn_implementation
+        self._with_weights(lambda: isolation.choose(self.model, asked, self.device, packed=packed))
+        error = self._with_weights(head_error, self.model, self.device)
         if error > HEAD_TOLERANCE:
             raise ModelError(
                 f"{self.model_spec.source} shapes its logits in a way this version does not know (relative difference "
@@ -223,7 +246,7 @@ class CausalLMModule(pl.LightningModule):
         for i, micro_batch in enumerate(step_batch.micro_batches):
             # Master weights add up gradients themselves, so the ranks must agree on each before it leaves the model.
             with optimizer.toggle_model(sync_grad=i == last or masters is not None):
-                sums = self.micro_loss(micro_batch)
+                sums = self._with_weights(self.micro_loss, micro_batch)
                 self.manual_backward(sums.loss)
             if masters is not None:
                 masters.absorb_gradients_()
@@ -259,24 +282,31 @@ class CausalLMModule(pl.LightningModule):
             gradients: changed in place.
             scale: number of ranks / global normaliser; DDP has averaged over the ranks.
         """
-        norm = nn.utils.get_total_norm(gradients) * scale
+        norm = whole(nn.utils.get_total_norm(gradients)) * scale
         if self.optim_spec.max_grad_norm > 0:
             scale = scale * (self.optim_spec.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)  # as clip_grad_norm_ does
-        torch._foreach_mul_(gradients, scale)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
         return norm
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if self.optim_spec.master_dtype is not None:
-            dtype = getattr(torch, self.optim_spec.master_dtype)
+        dtype = self._master_dtype()
+        if dtype is not None and self._sharding is None:  # which keeps its shards in it
             trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
             self._master_weights = MasterWeights(trained, dtype, self._master_start)
             parameters, self._master_start = self._master_weights.parameters, {}
-        optimizer = build_optimizer(self.optim_spec, parameters)
+        optimizer = build_optimizer(self.optim_spec, parameters, self._state_sharding())
         total_steps = self._total_steps()
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(self.optim_spec, step, total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _state_sharding(self) -> StateSharding:
+        """Adapters are too small for their optimizer's state to be worth a broadcast of the weights in each step."""
+        if self._sharding:
+            return "with weights"
+        wants = self.optim_spec.shard_state and not self.lora_spec.enabled
+        return "by rank" if wants and isinstance(self.trainer.strategy, DDPStrategy) else "none"
 
     def _total_steps(self) -> int:
         if self.trainer.max_steps > 0:
@@ -291,7 +321,7 @@ class CausalLMModule(pl.LightningModule):
     @override
     def validation_step(self, step_batch: StepBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         for micro_batch in step_batch.micro_batches:
-            sums = self.micro_loss(micro_batch)
+            sums = self._with_weights(self.micro_loss, micro_batch)
             metrics: Any = self.validation_metrics[dataloader_idx]
             metrics.update(sums.loss, sums.num_correct, micro_batch.num_loss_tokens)
 
@@ -344,7 +374,7 @@ class CausalLMModule(pl.LightningModule):
                 f"{expected} now); training on would mix two models."
             )
 
-        if self.optim_spec.master_dtype is not None:
+        if self.optim_spec.master_dtype is not None and self._sharding is None:
             self._master_start = checkpoint["state_dict"]
 
     def _trained_names(self) -> set[str]:
@@ -358,8 +388,13 @@ class CausalLMModule(pl.LightningModule):
         record_base(folder, base_of(self))
 
     def save_model(self, folder: Path, tokenizer: Any) -> None:
-        """Write the trained model and its tokenizer as a complete folder; only where there is no adapter."""
-        export.save_model(self.model, folder, tokenizer)
+        """Write the trained model and its tokenizer as a complete folder; only where there is no adapter.
+
+        Called on every rank, since a sharded model is gathered; global rank 0 writes.
+        """
+        state = self._sharding.full_state_dict(self.model) if self._sharding else None
+        if self.trainer.is_global_zero:
+            export.save_model(self.model, folder, tokenizer, state)
 
     def save_merged_model(self, folder: Path, tokenizer: Any) -> MergeReport | StoredMergeReport:
         """Write the base with the trained adapter merged into it as a complete folder."""

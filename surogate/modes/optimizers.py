@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from torch.optim import Optimizer
 from surogate.config.parts import OptimSpec
 
 logger = logging.getLogger(__name__)
+
+StateSharding = Literal["none", "by rank", "with weights"]
+"""Each rank has all of an optimizer's state; that of whole parameters, and sends them on; that of its shards."""
 
 
 @cache
@@ -29,24 +33,36 @@ def parameter_groups(parameters: Sequence[nn.Parameter], weight_decay: float) ->
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(spec: OptimSpec, parameters: Sequence[nn.Parameter]) -> Optimizer:
+def build_optimizer(spec: OptimSpec, parameters: Sequence[nn.Parameter], sharding: StateSharding = "none") -> Optimizer:
     """Build the optimizer over parameters that are already on their device.
 
     adamw_8bit is bitsandbytes' AdamW with 8-bit state (tensors under 4,096 elements keep 32 bits, as upstream). Where
-    bitsandbytes is not installed, it becomes adamw, and says so once.
+    bitsandbytes is not installed, or the weights are sharded, it becomes adamw, and says so once.
+
+    Args:
+        spec: which one, and its numbers.
+        parameters: those that train.
+        sharding: where the ranks' shares of its state are.
     """
-    groups = parameter_groups(parameters, spec.weight_decay)
-    if spec.name == "adamw_8bit":
-        eight_bit = _eight_bit_adamw(spec, groups)
-        if eight_bit is not None:
-            return eight_bit
-    return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2), eps=spec.epsilon)
+    groups: Any = parameter_groups(parameters, spec.weight_decay)
+    kind = _optimizer_class(spec.name, sharding)
+    numbers: dict[str, Any] = {"lr": spec.learning_rate, "betas": (spec.beta1, spec.beta2), "eps": spec.epsilon}
+    if sharding == "by rank":
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # compiles optimizers that nobody here uses
+
+        return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **numbers)
+    return kind(groups, **numbers)
 
 
-def _eight_bit_adamw(spec: OptimSpec, groups: list[dict[str, object]]) -> Optimizer | None:
+def _optimizer_class(name: str, sharding: StateSharding) -> type[Any]:
+    if name != "adamw_8bit":
+        return torch.optim.AdamW
+    if sharding == "with weights":
+        _say_once("adamw_8bit: bitsandbytes has no kernel for sharded weights; optimising with adamw.")
+        return torch.optim.AdamW
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         _say_once(f"adamw_8bit: bitsandbytes cannot be used here ({error}); optimising with adamw.")
-        return None
-    return AdamW8bit(groups, lr=spec.learning_rate, betas=(spec.beta1, spec.beta2), eps=spec.epsilon)
+        return torch.optim.AdamW
+    return AdamW8bit

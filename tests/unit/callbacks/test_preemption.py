@@ -146,6 +146,15 @@ def test_where_there_is_nothing_to_lose_a_signal_ends_the_run_at_once(tmp_path: 
     assert RunFolder(tmp_path).finished_json.exists()
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, Stopped), (signal.SIGUSR1, Stopped), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_while_data_are_read_a_signal_ends_the_run_at_once(number, error):
+    with pytest.raises(error), Preemption().listening():
+        signal.raise_signal(number)
+        time.sleep(10)
+
+
 def test_a_second_interruption_stops_at_once(tmp_path: Path):
     class Impatient(Model):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

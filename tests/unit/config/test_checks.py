@@ -50,6 +50,9 @@ CONTRADICTIONS = [
     ("resume_from_checkpoint: gone", "there is no 'gone'"),
     ("adapter_path: ./gone", "adapter_path: './gone' does not exist"),
     ("adapter_path: .", "adapter_path: . holds no adapter_config.json"),
+    ("zero_level: 3", "zero_level 3 shards the weights that train, and with lora: true these are a small adapter"),
+    ("zero_level: 2\nlora: false\nrecipe: fp8_hybrid", "which recipe fp8_hybrid cannot work on yet"),
+    ("zero_level: 2\nlora: false\nprecision_canary_steps: 5", "which the precision canary cannot compare"),
     ("validation_datasets: [{path: gone.jsonl}]", "validation_datasets[0].path: 'gone.jsonl' does not exist"),
 ]
 

@@ -74,7 +74,7 @@ OTHER_VALUES: dict[str, Any] = {
     "qlora_block_size": 64, "qlora_fp4": True, "qlora_four_over_six": False, "skip_quant_first_layers": 7,
     "skip_quant_last_layers": 7, "recipe_emulate": True, "matmul_dtype": "float32", "gradient_dtype": "float32",
     "fp8_amax_history": 7, "fp8_amax_compute_algo": "most_recent", "fp8_margin": 7, "fp4_backend": "emulate",
-    "no_fp4_stochastic_rounding": True, "precision_canary_steps": 7,
+    "no_fp4_stochastic_rounding": True, "precision_canary_steps": 7, "zero_level": 3,
 }  # fmt: skip
 
 
@@ -93,6 +93,15 @@ def test_the_result_is_plain_data_without_anchors():
     text = yaml.safe_dump(lowered(report_to=["wandb", "tensorboard"]))
     assert "&id" not in text
     assert yaml.safe_load(text) == lowered(report_to=["wandb", "tensorboard"])
+
+
+def test_weights_are_sharded_from_level_2_on_and_gathered_once_or_twice():
+    assert lowered()["trainer"]["strategy"] == "auto" and lowered()["trainer"]["inference_mode"]
+    for level, reshards in ((2, False), (3, True)):
+        trainer = lowered(zero_level=level, lora=False)["trainer"]
+        arguments = {"reshard_after_forward": reshards}
+        assert trainer["strategy"] == {"class_path": "surogate.modes.ShardedStrategy", "init_args": arguments}
+        assert trainer["inference_mode"] is False
 
 
 def test_precision_is_the_plugins_business():

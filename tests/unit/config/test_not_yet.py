@@ -55,7 +55,6 @@ teacher_model ruler.enabled
 """Every key of the contract that the three files of grpo add."""
 
 ACTIVE = {
-    "zero_level: 2": "zero_level: 1",
     "distributed: {num_nodes: 2}": "gpus",
     "distributed.gpus_per_node: 8": "gpus",
     "use_cuda_graphs: true": "set it to false",
@@ -172,5 +171,4 @@ def test_every_rejection_says_what_to_do():
 
 
 def test_true_is_not_mistaken_for_one():
-    assert ROWS.not_yet("zero_level", True)
     assert ROWS.not_yet("sequence_chunks", True)
