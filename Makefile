@@ -39,14 +39,15 @@ export OMP_WAIT_POLICY ?= PASSIVE
 test test-verifiers: export OMP_NUM_THREADS ?= 2
 test test-verifiers: export WANDB_MODE := offline
 
-.PHONY: help install quickstart quickstart-grpo test test-verifiers soak compile-kernels lint format reference lock gpu-bundle clean
+.PHONY: help install quickstart quickstart-grpo test test-verifiers slurm soak compile-kernels lint format reference lock gpu-bundle clean
 
 help:
 	@echo "make quickstart   install, then fine-tune SmolLM2-135M on facts about countries (no GPU, no hub)"
 	@echo "make quickstart-grpo   install vLLM too, then teach SmolLM2-135M arithmetic by rewards (no GPU, no hub)"
 	@echo "make test         install with the test tools, then run the whole test suite"
+	@echo "make slurm        install SLURM for its tests (Debian, as root; part of make test)"
 	@echo "make test-verifiers   the tests of verifiers' tasksets, in an environment of their own with verifiers (a minute)"
-	@echo "make soak         the long proofs: the quickstarts in three seeds, and the step benchmark (about an hour)"
+	@echo "make soak         the long proofs: the quickstarts in three seeds, 50 kills, and the step benchmark (over an hour)"
 	@echo "make compile-kernels   every Triton kernel for every GPU, with the oldest supported Triton (a few minutes)"
 	@echo "make install      only make $(VENV); then: source $(BIN)/activate"
 	@echo "make lint         ruff and mypy;   make format: let ruff rewrite"
@@ -63,8 +64,9 @@ quickstart: $(VENV)/.quickstart
 quickstart-grpo: $(VENV)/.quickstart $(VENV)/.vllm
 	$(BIN)/surogate quickstart-grpo
 
-test: $(VENV)/.dev $(VENV)/.vllm
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Without SLURM its tests are left out; with REQUIRE_SLURM=1, as in .ci/run, that is an error.
+test: $(VENV)/.dev $(VENV)/.vllm slurm
+	$(BIN)/python -m pytest $$($(HAS_SLURM) || echo --ignore=tests/slurm) $(PYTEST_ARGS)
 
 # verifiers keeps the folders of rollouts in its user's home.
 test-verifiers: $(VERIFIERS)/.installed
@@ -76,6 +78,7 @@ SOAK_SEEDS := 0 1 2
 soak: export HF_HUB_OFFLINE := 1
 soak: $(VENV)/.quickstart $(VENV)/.vllm
 	for seed in $(SOAK_SEEDS); do $(BIN)/surogate quickstart --seed $$seed --output_dir output/soak-$$seed; done
+	PYTHONPATH=.:tests $(BIN)/python benchmarks/kill_soak.py
 	$(BIN)/python benchmarks/sft_step.py
 	$(BIN)/python benchmarks/grpo_study.py --output_dir output/soak-grpo
 
@@ -99,6 +102,7 @@ format: $(VENV)/.dev
 reference: $(VENV)/.package
 	$(BIN)/python -m surogate.config.reference > docs/reference/config.md
 	$(BIN)/python -m surogate.rl.environments.reference docs/guides/rl-environments.md
+	$(BIN)/python -m surogate.metrics.reference docs/guides/metrics.md
 
 clean:
 	rm -rf $(VENV) .cache dist build output/quickstart output/pt *.egg-info
@@ -151,6 +155,15 @@ $(VERIFIERS)/.installed: requirements/verifiers.lock $(VENV)/.dev $(VENV)/.vllm
 		> $$($(VERIFIERS)/bin/python $(SITE_PACKAGES))/surogate-venv.pth
 	$(VERIFIERS)/bin/python -m pip --disable-pip-version-check install --quiet --quiet --no-deps --requirement $<
 	@touch $@
+
+# The tests of SLURM start a cluster of their own on loopback. Its programs are Debian's; nothing of them is configured.
+HAS_SLURM = PATH="$$PATH:/usr/sbin" type -P munged slurmctld slurmd sbatch >/dev/null
+
+slurm:
+	@$(HAS_SLURM) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "Installing SLURM ..." && apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends slurm-wlm munge >/dev/null; } || \
+	{ echo "SLURM is not installed, so its tests are left out. For them: apt-get install slurm-wlm munge, as root" >&2; \
+		[ -z "$(REQUIRE_SLURM)" ]; }
 
 # --- maintenance -----------------------------------------------------------------------------------------------------
 

@@ -48,8 +48,10 @@ def main() -> int:
 
 def _row(level: int, metrics: Path) -> str:
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    steps = [record for record in records if "time/step" in record][1:]
-    mean = {name: fmean(step[f"time/{name}"] for step in steps) for name in (*PARTS, "wait_for_rollouts", "step")}
+    steps = [record for record in records if "speed/step_seconds" in record][1:]
+    mean = {
+        name: fmean(step[f"speed/{name}_seconds"] for step in steps) for name in (*PARTS, "wait_for_rollouts", "step")
+    }
     # What overlaps is not elsewhere: one step ahead, only what the trainer itself does and waits for is in its step.
     inside = mean["train"] + mean["sync"] + (mean["wait_for_rollouts"] if level else mean["generate"] + mean["score"])
     values = [*(mean[name] for name in PARTS), mean["wait_for_rollouts"], mean["step"]]

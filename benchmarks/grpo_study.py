@@ -60,7 +60,7 @@ def _row(variant: str, seed: int, run: RunFolder) -> str:
 
 def _curve(variant: str, seed: int, run: RunFolder) -> str:
     lines = map(json.loads, run.metrics_jsonl.read_text(encoding="utf-8").splitlines())
-    values = [f"{line['reward/mean']:.2f}" for line in lines if line.get("reward/mean") is not None]
+    values = [f"{line['rl/reward/mean']:.2f}" for line in lines if line.get("rl/reward/mean") is not None]
     return f"{variant}, seed {seed}: {' '.join(values)}"
 
 

@@ -3,7 +3,7 @@
     python benchmarks/kernels.py [--shapes 4096x4096 12288x4096 4096x12288] [--dtype bfloat16] [--repeats 20]
 
 On a GPU: each format's dequantisation as a share of what a plain copy of the same bytes reaches; the fused product
-against dequantising and the vendor's GEMM, by number of tokens (the figures for products.FUSED_MAX_TOKENS); forward and
+against dequantising and the vendor's GEMM, by number of tokens (the figures for chips.FUSED_MAX_TOKENS); forward and
 backward of a frozen layer against a bfloat16 one at 4,096 tokens; and an FP8 GEMM that quantises its activations.
 On a CPU: dequantisation against plain torch (the reference) and bitsandbytes' C++. Each figure is the best of the
 repeats; the peers take turns in the same process.

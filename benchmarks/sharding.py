@@ -34,8 +34,8 @@ def train(level: int, model: str, steps: int, sequence_len: int, out: str) -> No
     from surogate.batches import MicroBatch, PackedRow, StepBatch, TokenRow
     from surogate.callbacks.metrics import peak_memory_gib
     from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
+    from surogate.models.shards import local
     from surogate.modes import PtModule, ShardedStrategy
-    from surogate.modes.sharding import local
     from surogate.precision import RecipePrecision
 
     torch.set_num_threads(1)

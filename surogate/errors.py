@@ -6,7 +6,8 @@
      |- ModelError        a model or an adapter that cannot be used       exit code 4
      |- CheckpointError   a run folder or a checkpoint                    exit code 5
      |- HardwareError     something this machine cannot do                exit code 6
-     `- GeneratorError    the rollout engine                              exit code 7
+     |- GeneratorError    the rollout engine                              exit code 7
+     `- TrainingError     a run whose steps no longer lead anywhere       exit code 8
 
     Stopped               no error: a signal ended the run between two steps    128 + its number
 
@@ -55,6 +56,12 @@ class GeneratorError(SurogateError, RuntimeError):
     """The rollout engine failed or timed out."""
 
     exit_code = 7
+
+
+class TrainingError(SurogateError, ArithmeticError):
+    """A run that does not go on: its loss or gradients are not finite, or a rank has come to a standstill."""
+
+    exit_code = 8
 
 
 class Stopped(BaseException):

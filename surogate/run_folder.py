@@ -16,12 +16,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from surogate.errors import CheckpointError
+from surogate.run_lock import run_folder_lock
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.ckpt"
@@ -125,12 +126,19 @@ class RunFolder:
         self.rollouts_dir = self.path / "rollouts"
         self.evaluations_dir = self.path / "evaluations"
         self.samples_txt = self.path / "samples.txt"
+        self.samples_jsonl = self.path / "samples.jsonl"
+        self.wandb_json = self.path / "wandb.json"
+        self.health_dir = self.path / "health"
         self.environment_json = self.path / "environment.json"
         self.run_json = self.path / "run.json"
         self.finished_json = self.path / "finished.json"
         self.checkpoints_dir = Path(checkpoint_dir or path) / "checkpoints"
         self.has_own_checkpoints_dir = self.checkpoints_dir.resolve() == (self.path / "checkpoints").resolve()
         self.checkpoints = CheckpointStore(self.checkpoints_dir)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other commands from writing here, or be kept; see run_lock.run_folder_lock."""
+        return run_folder_lock(self.path, None if self.has_own_checkpoints_dir else self.checkpoints_dir.parent)
 
     def latest_valid_checkpoint(self) -> Path | None:
         """Return the newest whole checkpoint; damaged ones that are newer are named in a warning."""
@@ -211,7 +219,7 @@ class RunFolder:
             return
         suffix = f".before-{datetime.now():%Y%m%d-%H%M%S-%f}"
         files = [self.metrics_jsonl, self.metrics_csv, self.loss_png, self.run_json]
-        files += [self.reward_png, self.rollouts_dir, self.evaluations_dir]
+        files += [self.reward_png, self.rollouts_dir, self.evaluations_dir, self.health_dir, self.samples_jsonl]
         # Results go last: cut short before them, this is done again and completed by the next start.
         for path in (*files, self.adapter_dir, self.model_dir, self.finished_json, self.checkpoints_dir):
             if path.exists():

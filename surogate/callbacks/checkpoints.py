@@ -15,6 +15,7 @@ import pickle
 import re
 import shutil
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
+from surogate.callbacks.disk_space import check_room
 from surogate.callbacks.environment import installed_version
 from surogate.errors import CheckpointError
+from surogate.modes.first_rank import on_first_rank
 from surogate.modes.sharding import is_sharded
 from surogate.run_folder import MANIFEST, TRAINER_STATE, CheckpointStore, RunFolder, check_same_run, damage, read_json
 
@@ -59,6 +62,7 @@ class StepCheckpoints(pl.Callback):
         self.identity = identity or {}
         self._saved_step = 0
         self._starts_afresh = False
+        self._lock = ExitStack()
 
     # ---- before the run
 
@@ -121,6 +125,7 @@ class StepCheckpoints(pl.Callback):
 
     def _take_folder(self, trainer: pl.Trainer) -> None:
         """Make the folder this run's, once every rank has found that it may be."""
+        on_first_rank(trainer, lambda: self._lock.enter_context(self.run_folder.lock()))
         self.run_folder.check_own_checkpoints()
         if not self._starts_afresh:
             self.run_folder.check_same_run(self.identity)
@@ -154,6 +159,11 @@ class StepCheckpoints(pl.Callback):
         manifest = read_json(self.run_folder.checkpoints.folder(trainer.global_step) / MANIFEST)
         if stage == "fit" and manifest and trainer.is_global_zero:
             self.run_folder.mark_finished(manifest["step"], manifest["epochs"])
+        self._lock.close()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._lock.close()
 
     # ---- saving
 
@@ -225,7 +235,9 @@ class TensorFileIO(TorchCheckpointIO):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        size = sum(leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
         try:
+            check_room(Path(path), size)
             with open(path, "wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
@@ -233,7 +245,6 @@ class TensorFileIO(TorchCheckpointIO):
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
-            size = sum(leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
             raise OSError(cause.errno, f"{cause.strerror}, where {_mib(size)} are needed") from error
 
     @override

@@ -18,14 +18,15 @@ import lightning.pytorch as pl
 import torch
 from typing_extensions import override
 
+from surogate.callbacks.redaction import without_secrets
+from surogate.callbacks.wandb_run import WandbRun
+from surogate.config.yaml_file import read_yaml
 from surogate.run_folder import RunFolder, write_json
 
 PACKAGES = (
     "torch", "lightning", "transformers", "peft", "datasets", "tokenizers", "safetensors", "torchmetrics",
     "jsonargparse", "numpy", "pyarrow", "gguf", "bitsandbytes", "triton", "vllm",
 )  # fmt: skip
-
-_SECRET = re.compile(r"token$|secret|password|api_?key", re.IGNORECASE)
 
 
 class EnvironmentRecord(pl.Callback):
@@ -40,8 +41,19 @@ class EnvironmentRecord(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            write_json(self._path, describe_environment() | describe_run(trainer))
+        if not trainer.is_global_zero:
+            return
+        described = describe_environment() | describe_run(trainer)
+        write_json(self._path, described)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun):
+                logger.log_hyperparams({"environment": described, **self._settings()})
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what the run was asked for, as its own files say it, by file name."""
+        files = ("surogate.yaml", "train.yaml", "infer.yaml", "orch.yaml", "config.yaml")
+        paths = [self._path.with_name(name) for name in files]
+        return {path.stem: read_yaml(path).values for path in paths if path.is_file()}
 
 
 def describe_environment() -> dict[str, Any]:
@@ -90,18 +102,6 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def without_secrets(arguments: list[str]) -> list[str]:
-    """Return a command line with the values of secret options, such as --hub_token, blotted out."""
-    shown: list[str] = []
-    hide_next = False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        is_secret = name.startswith("--") and bool(_SECRET.search(name))
-        shown.append("***" if hide_next else f"{name}=***" if is_secret and equals else argument)
-        hide_next = is_secret and not equals
-    return shown
 
 
 def cpu_name() -> str:

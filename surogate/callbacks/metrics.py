@@ -1,18 +1,15 @@
 """MetricsWriter: the numbers of a run, in metrics.jsonl, metrics.csv and Lightning's loggers.
 
-The one idea: metrics.jsonl is the record; metrics.csv is the same as a table. A run that continues from step N first
-drops what is later than N, so that no step stands there twice.
+What is not here: names and meanings (surogate/metrics). The one idea: metrics.jsonl is the record; metrics.csv is the
+same as a table. A run that continues from step N first drops what is later than N, so that no step stands there twice.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-import math
 import os
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,9 +18,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from surogate.callbacks.window import StepSummary, WindowCallback, validation_metrics
+from surogate.metrics.records import Record, read_records, to_line
 from surogate.run_folder import RunFolder
-
-Record = dict[str, Any]
 
 
 class MetricsWriter(WindowCallback):
@@ -54,7 +50,7 @@ class MetricsWriter(WindowCallback):
         self._jsonl.parent.mkdir(parents=True, exist_ok=True)
         kept = [record for record in read_records(self._jsonl) if record["step"] <= step]
         draft = self._jsonl.with_name(f"{self._jsonl.name}.tmp")
-        draft.write_text("".join(map(_to_line, kept)), encoding="utf-8")
+        draft.write_text("".join(map(to_line, kept)), encoding="utf-8")
         os.replace(draft, self._jsonl)
         self._write_table(kept)
 
@@ -66,8 +62,10 @@ class MetricsWriter(WindowCallback):
             "train/accuracy": summary.accuracy,
             "train/grad_norm": summary.grad_norm,
             "train/learning_rate": summary.learning_rate,
+            "health/skipped_steps": summary.skipped_steps,
             "speed/tokens_per_second": summary.tokens_per_second,
             "speed/supervised_tokens_per_second": summary.supervised_tokens_per_second,
+            "speed/step_seconds": summary.step_seconds,
             "data/packing_efficiency": summary.packing_efficiency,
             "memory/peak_gib": peak_memory_gib(),
         }
@@ -84,7 +82,7 @@ class MetricsWriter(WindowCallback):
             return
         record = {"step": trainer.global_step, "epoch": trainer.current_epoch, **metrics}
         with self._jsonl.open("a", encoding="utf-8") as file:
-            file.write(_to_line(record))
+            file.write(to_line(record))
         if record.keys() <= set(self._columns):
             with self._csv.open("a", encoding="utf-8", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(record)
@@ -103,28 +101,9 @@ class MetricsWriter(WindowCallback):
         os.replace(draft, self._csv)
 
 
-def read_records(path: Path) -> list[Record]:
-    """Return the records of a metrics.jsonl; a last line that a killed run left unfinished is skipped."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
-
-
 def peak_memory_gib() -> float:
     """Return the most memory held so far: the GPU's where there is one, else this process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _to_line(record: Record) -> str:
-    """Write a record as one line of JSON, which knows neither NaN nor infinity."""
-    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in record.items()}
-    return json.dumps(finite) + "\n"

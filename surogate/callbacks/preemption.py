@@ -40,6 +40,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 WALL_TIME_MARGIN_SECONDS = 120.0
 """Time that is left for saving where the batch system tells when the job ends and sends no signal before."""
 
+MAX_IDLE_RESTARTS = 3
+"""A job that was restarted so often and whose present start did no step goes round in circles."""
+
 _REQUEUE_SECONDS = 60.0
 
 
@@ -94,9 +97,9 @@ class StopSignals:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if number == signal.SIGINT and (self.received == signal.SIGINT or not self._holds):
+        if number == signal.SIGINT and (self.received or not self._holds):
             raise KeyboardInterrupt
-        if self.received == number:
+        if self.received:  # a scheduler may send one signal after another
             return
         self.received = number
         if not self._holds:
@@ -116,7 +119,7 @@ class Preemption(pl.Callback):
         self._signals = StopSignals()
         self._longest_step = 0.0
         self._step_began = 0.0
-        self._has_requeued = False
+        self._has_requeued = self._has_stepped = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -157,6 +160,7 @@ class Preemption(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._has_stepped = True
         self._longest_step = max(self._longest_step, time.monotonic() - self._step_began)
         self._obey(trainer)
 
@@ -215,6 +219,15 @@ class Preemption(pl.Callback):
             return
         job = os.environ.get("SLURM_JOB_ID")
         if job is None:
+            return
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if not self._has_stepped and restarts >= MAX_IDLE_RESTARTS:
+            log.warning(
+                "Job %s has been restarted %d times and came to no step in this start, so it is not requeued again. "
+                "Submit it with a longer time limit.",
+                job,
+                restarts,
+            )
             return
         self._has_requeued = True
         command = ["scontrol", "requeue", job]

@@ -5,6 +5,7 @@ The one idea: a terminal gets one bar that stays in place; a log file gets one p
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from typing_extensions import override
 
 from surogate.callbacks.window import StepSummary, WindowCallback, perplexity, validation_metrics
+
+_record = logging.getLogger("surogate.printed").info  # for a log file; see log_file.py
 
 SECONDS_OF_SILENCE = 10.0
 """After which a long validation says how far it is."""
@@ -57,10 +60,11 @@ class ProgressLine(WindowCallback):
         if self._num_steps is not None:
             left = max(self._num_steps - step, 0)
             line += f"  eta {duration(left * self._seconds_seen / self._steps_seen)}"
+        total = f"/{self._num_steps}" if self._num_steps is not None else ""
         if self._bar:
             self._bar.update(self._task, completed=step, line=line)
+            _record(f"step {step}{total}  {line}")
         else:
-            total = f"/{self._num_steps}" if self._num_steps is not None else ""
             self._print(f"step {step}{total}  {line}")
 
     def describe(self, summary: StepSummary) -> str:
@@ -109,6 +113,7 @@ class ProgressLine(WindowCallback):
         self._stop()
 
     def _print(self, line: str) -> None:
+        _record(line)
         if self._bar:
             self._bar.console.print(line, highlight=False)
         else:

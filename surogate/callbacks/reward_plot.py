@@ -30,7 +30,7 @@ class RewardPlot(MetricsPlot):
 
 def draw(records: list[Record], path: Path) -> None:
     """Draw the rewards of some records into a PNG; nothing where no record has one."""
-    train = [record for record in records if record.get("reward/mean") is not None]
+    train = [record for record in records if record.get("rl/reward/mean") is not None]
     if not train:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -40,7 +40,7 @@ def draw(records: list[Record], path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps, means = [record["step"] for record in train], [record["reward/mean"] for record in train]
+    steps, means = [record["step"] for record in train], [record["rl/reward/mean"] for record in train]
     axes.plot(steps, means, color=TRAIN_COLOR, alpha=0.3, linewidth=1, marker="." if len(train) < 40 else None)
     axes.plot(steps, smooth(means) if len(means) >= 10 else means, color=TRAIN_COLOR, linewidth=2, label="training")
     for name, color in zip(_evaluations(records), cycle(VALIDATION_COLORS), strict=False):
@@ -50,7 +50,7 @@ def draw(records: list[Record], path: Path) -> None:
             if name in record
         ]
         xs, ys, errors = zip(*points, strict=True)
-        label = f"{name.removeprefix('eval/').removesuffix('/reward')} (held out)"
+        label = f"evaluation: {name.removeprefix('rl/eval/').removesuffix('/reward')}"
         axes.errorbar(xs, ys, yerr=[1.96 * e for e in errors], color=color, marker="o", capsize=3, label=label)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("mean reward")
@@ -62,4 +62,5 @@ def draw(records: list[Record], path: Path) -> None:
 
 
 def _evaluations(records: list[Record]) -> list[str]:
-    return sorted({key for record in records for key in record if key.startswith("eval/") and key.endswith("/reward")})
+    names = {name for record in records for name in record}
+    return sorted(name for name in names if name.startswith("rl/eval/") and name.endswith("/reward"))

@@ -1,7 +1,8 @@
 """RolloutMetrics and RolloutProgress: the numbers of a GRPO run, in files and on the screen.
 
 The one idea: a step's numbers are means over the window of a log line, as those of the loss are; an evaluation is a
-record of its own, under the step whose weights it measured.
+record of its own, under the step whose weights it measured. In the files what rollouts say has `rl/` in front, and
+times stand with the other speeds.
 """
 
 from __future__ import annotations
@@ -49,6 +50,22 @@ def _metrics_of(module: Any) -> dict[str, float]:
     return metrics
 
 
+_OF_EVERY_RUN = {"train", "speed", "data", "memory", "health"}
+"""Groups of metrics that mean the same in all modes."""
+
+
+def recorded_name(name: str) -> str:
+    """Return what a number of rollouts is called in metrics.jsonl."""
+    group, _, rest = name.partition("/")
+    if group == "time":
+        return f"speed/{rest}_seconds"
+    return name if group in _OF_EVERY_RUN else f"rl/{name}"
+
+
+def _recorded(values: dict[str, float]) -> dict[str, float]:
+    return {recorded_name(name): value for name, value in values.items()}
+
+
 class RolloutMetrics(MetricsWriter):
     """Write one record every n optimizer steps and one per evaluation.
 
@@ -83,15 +100,16 @@ class RolloutMetrics(MetricsWriter):
             "train/loss": summary.loss,
             "train/grad_norm": summary.grad_norm,
             "train/learning_rate": summary.learning_rate,
+            "health/skipped_steps": summary.skipped_steps,
             "speed/trained_tokens_per_second": summary.tokens_per_second,
             "data/packing_efficiency": summary.packing_efficiency,
             "memory/peak_gib": peak_memory_gib(),
         }
-        self.record(trainer, {**self._rollouts.close(), **trained})
+        self.record(trainer, {**_recorded(self._rollouts.close()), **trained})
 
     def _record_evaluations(self, trainer: pl.Trainer, module: Any) -> None:
         for result in module.evaluations:
-            self.record(trainer, result.metrics)
+            self.record(trainer, _recorded(result.metrics))
 
 
 class RolloutProgress(ProgressLine):
@@ -154,10 +172,13 @@ def _describe_update(values: dict[str, float]) -> str:
 
 def describe_evaluation(version: int, metrics: dict[str, float]) -> str:
     """Write an evaluation on a line."""
-    parts = [
-        f"{name.removeprefix('eval/').removesuffix('/reward')} {value:.3f} "
-        f"±{metrics[name.removesuffix('/reward') + '/standard_error']:.3f}"
-        for name, value in metrics.items()
-        if name.endswith("/reward")
-    ]
-    return f"evaluation after {version} steps: {', '.join(parts)}"
+    names = [name.removesuffix("/failed") for name in metrics if name.endswith("/failed")]
+    return f"evaluation after {version} steps: {', '.join(_describe_environment(name, metrics) for name in names)}"
+
+
+def _describe_environment(prefix: str, metrics: dict[str, float]) -> str:
+    name, failed = prefix.removeprefix("eval/"), metrics[f"{prefix}/failed"]
+    if f"{prefix}/reward" not in metrics:
+        return f"{name}: none of {failed:.0f} prompts could be answered and scored"
+    left_out = f" ({failed:.0f} prompts left out)" if failed else ""
+    return f"{name} {metrics[f'{prefix}/reward']:.3f} ±{metrics[f'{prefix}/standard_error']:.3f}{left_out}"

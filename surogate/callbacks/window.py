@@ -34,6 +34,7 @@ class StepSummary:
         supervised_tokens_per_second: of these, the tokens that count in the loss.
         num_steps: optimizer steps in the window.
         seconds: training time of the window.
+        skipped_steps: steps whose loss or gradient was not finite; the means above are over the others.
     """
 
     loss: float
@@ -45,6 +46,12 @@ class StepSummary:
     supervised_tokens_per_second: float
     num_steps: int
     seconds: float
+    skipped_steps: int = 0
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean time of an optimizer step."""
+        return self.seconds / self.num_steps
 
     @property
     def perplexity(self) -> float:
@@ -63,17 +70,18 @@ class StepTotals(Metric):
 
     def __init__(self) -> None:
         super().__init__(sync_on_compute=False)  # step metrics are sums over all ranks already
-        self.add_state("sums", torch.zeros(5), dist_reduce_fx=None)
+        self.add_state("sums", torch.zeros(6), dist_reduce_fx=None)
 
     @override
     def update(self, metrics: dict[str, Any]) -> None:
-        weight = metrics["loss_tokens"]
-        values = (metrics["loss"] * weight, metrics["accuracy"] * weight, weight, metrics["tokens"])
-        self.sums += torch.stack([value.float() for value in (*values, metrics["grad_norm"])])
+        weight, tokens, skipped = metrics["loss_tokens"], metrics["tokens"], metrics["skipped"]
+        counted = (metrics["loss"] * weight, metrics["accuracy"] * weight, weight, metrics["grad_norm"])
+        loss, correct, loss_tokens, norm = (torch.where(skipped > 0, 0.0, value.float()) for value in counted)
+        self.sums += torch.stack([loss, correct, loss_tokens, tokens.float(), norm, skipped.float()])
 
     @override
     def compute(self) -> list[float]:
-        """Wait for the device; return sums of loss, correct tokens, supervised tokens, tokens and gradient norm."""
+        """Wait for the device; return sums: loss, correct and supervised tokens, tokens, gradient norm, skipped."""
         return list(self.sums.tolist())
 
 
@@ -112,7 +120,8 @@ class StepWindow:
     def close(self) -> StepSummary:
         """Summarise the window and begin the next one."""
         assert self.num_steps > 0
-        loss, correct, loss_tokens, tokens, grad_norm = self._totals.compute()
+        loss, correct, loss_tokens, tokens, grad_norm, skipped = self._totals.compute()
+        num_counted = self.num_steps - int(skipped)
         now = time.perf_counter()
         if self._running_since is not None:
             self._seconds += now - self._running_since
@@ -121,13 +130,14 @@ class StepWindow:
         summary = StepSummary(
             loss=loss / loss_tokens if loss_tokens else math.nan,
             accuracy=correct / loss_tokens if loss_tokens else math.nan,
-            grad_norm=grad_norm / self.num_steps,
+            grad_norm=grad_norm / num_counted if num_counted else math.nan,
             learning_rate=self._learning_rate,
             packing_efficiency=self._packing_efficiency / self.num_steps,
             tokens_per_second=tokens / seconds,
             supervised_tokens_per_second=loss_tokens / seconds,
             num_steps=self.num_steps,
             seconds=seconds,
+            skipped_steps=int(skipped),
         )
         self._totals.reset()
         self.num_steps = 0

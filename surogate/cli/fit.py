@@ -22,14 +22,15 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from surogate.callbacks import Preemption, ProgressLine, StepCheckpoints
+from surogate.callbacks import LogFile, Preemption, ProgressLine, StepCheckpoints, TokenBudget, WandbRun
+from surogate.cli.launched import follow_launcher_
 from surogate.cli.nested import check_names, explain
 from surogate.config.identity import Nested, run_identity
 from surogate.config.yaml_file import read_yaml
 from surogate.data.datamodule import StepDataModule
 from surogate.errors import CheckpointError, ConfigError, DataError, HardwareError, Stopped
 from surogate.inspection.measures import cheap_findings
-from surogate.models.skeleton import check_module_names
+from surogate.models.skeleton import check_module_names, skeleton
 from surogate.modes import CausalLMModule
 from surogate.modes.sharding import is_sharded
 from surogate.precision import RecipePrecision
@@ -115,6 +116,7 @@ class SurogateCLI(LightningCLI):
         if self.subcommand == "validate":  # which prints, and adds nothing to the run that it measures
             config["trainer.logger"] = False
         _move_along(config)
+        follow_launcher_(config, str(self.subcommand))
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -126,6 +128,8 @@ class SurogateCLI(LightningCLI):
             trainer.precision_plugin.check_device(trainer.strategy.root_device)  # before data and model are read
         config = self.config[self.subcommand].as_dict()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LogFile):
+                callback.open()
             if isinstance(callback, StepCheckpoints) and not callback.identity:
                 # Not by way of the configuration: saved there, it would outlive a change of what it tells.
                 callback.identity = run_identity(config["model"], config["data"], config["trainer"].get("plugins"))
@@ -134,6 +138,12 @@ class SurogateCLI(LightningCLI):
     def fit(self, model: pl.LightningModule, datamodule: Any = None, ckpt_path: str | None = None) -> None:
         """Train, or continue, or say that there is nothing to do."""
         checkpoints = self._callback(StepCheckpoints)
+        with checkpoints.run_folder.lock() if checkpoints else nullcontext():
+            self._fit(model, datamodule, ckpt_path, checkpoints)
+
+    def _fit(
+        self, model: pl.LightningModule, datamodule: Any, ckpt_path: str | None, checkpoints: StepCheckpoints | None
+    ) -> None:
         if checkpoints and ckpt_path is None:
             ckpt_path = checkpoints.resume_path()
             folder = checkpoints.run_folder.path
@@ -149,9 +159,18 @@ class SurogateCLI(LightningCLI):
         preemption = self._callback(Preemption)
         with preemption.listening() if preemption else nullcontext():
             _look_at_data(datamodule)
+            self._adjust_epochs(model, datamodule)
             self._train(model, datamodule, ckpt_path)
 
+    def _adjust_epochs(self, model: Any, datamodule: Any) -> None:
+        if budget := self._callback(TokenBudget):
+            parameters = skeleton(model.model_spec).parameters()
+            budget.set_epochs(self.trainer, sum(parameter.numel() for parameter in parameters), datamodule)
+
     def _train(self, model: pl.LightningModule, datamodule: Any, ckpt_path: str | None) -> None:
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbRun) and ckpt_path is None:
+                logger.start_anew()
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         except SystemExit as error:
@@ -271,6 +290,8 @@ def _quieten() -> None:
         ".*have no `val_dataloader`.*",
         ".*LeafSpec.*",
         ".*`_DDPSinkBackward`.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",  # where early_stop was set to false
+        "The `srun` command is available on your system.*",
     ):
         warnings.filterwarnings("ignore", message)
     # Of an empty list of loaders, where too few rows to hold any out have been remarked already.

@@ -8,7 +8,8 @@ import os
 import yaml
 
 from surogate.config.flat_grpo import GrpoConfig
-from surogate.config.gpu_sets import GpuSets, gpu_sets
+from surogate.config.gpu_sets import GpuSets, check_gpus, gpu_sets
+from surogate.config.launcher import check_launcher
 from surogate.config.lower import to_environment
 from surogate.config.lower_grpo import to_lightning_grpo
 from surogate.config.read_grpo import GrpoResolved, read_grpo
@@ -16,6 +17,7 @@ from surogate.config.record import to_yaml
 from surogate.errors import ConfigError
 from surogate.rl.environments.registry import check_environments
 from surogate.rl.generators.checks import require_vllm
+from surogate.run_folder import RunFolder
 
 
 def main(argv: list[str]) -> int:
@@ -37,14 +39,17 @@ def main(argv: list[str]) -> int:
         return 0
     if not resolved.orch.config.client.base_url:
         require_vllm()
+    check_gpus(sets, resolved.infer.config, resolved.orch.config.client.base_url)
     check_environments([*resolved.orch.config.env, *resolved.orch.config.eval.env])
     train: GrpoConfig = resolved.train.config
+    check_launcher(train.distributed)
     os.environ.update(to_environment(train))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # vLLM's C++ remarks which memory it binds to
     _see_only_trainer_gpus(sets)
-    from surogate.cli.fit import launch  # imports torch
+    with RunFolder(train.output_dir, train.checkpoint_dir).lock():
+        from surogate.cli.fit import launch  # imports torch
 
-    return launch(nested, files=_records(resolved))
+        return launch(nested, files=_records(resolved))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +66,7 @@ def _see_only_trainer_gpus(sets: GpuSets | None) -> None:
     """Hide the engine's GPUs from torch, which has not been imported yet; the engine is told its own by number."""
     if sets is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, sets.trainer))
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # in which nvidia-smi counts; for the engine, too
 
 
 def _records(resolved: GrpoResolved) -> dict[str, str]:

@@ -27,6 +27,10 @@ def main(argv: list[str]) -> int:
     import torch
 
     has_gpu = torch.cuda.is_available()
+    if (wanted := spec.tp * spec.dp) > max(1, torch.cuda.device_count()):
+        raise ConfigError(
+            f"tp {spec.tp} x dp {spec.dp} needs {wanted} GPUs, and this machine has {torch.cuda.device_count()}."
+        )
     folder, dtype = served_folder(spec.model, None if spec.dtype == "auto" else spec.dtype, spec.trust_remote_code)
     server = VllmServer(replace(spec, dtype=dtype), Path(folder), has_gpu=has_gpu)  # type: ignore[arg-type]
     log.info("Serving %s at %s; stop with Ctrl-C.", spec.model, server.url)

@@ -7,11 +7,13 @@ import os
 import yaml
 
 from surogate.config.flat_grpo import GrpoConfig
+from surogate.config.launcher import check_launcher
 from surogate.config.lower import to_environment
 from surogate.config.lower_grpo import to_lightning_grpo_train
 from surogate.config.read import read_config
 from surogate.config.record import to_yaml
 from surogate.errors import ConfigError
+from surogate.run_folder import RunFolder
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +30,9 @@ def main(argv: list[str]) -> int:
     if only_print:
         print(yaml.safe_dump(nested, sort_keys=False), end="")
         return 0
+    check_launcher(train.distributed)
     os.environ.update(to_environment(train))
-    from surogate.cli.fit import launch  # imports torch
+    with RunFolder(train.output_dir, train.checkpoint_dir).lock():
+        from surogate.cli.fit import launch  # imports torch
 
-    return launch(nested, files={"train.yaml": to_yaml(resolved, "grpo-train")})
+        return launch(nested, files={"train.yaml": to_yaml(resolved, "grpo-train")})

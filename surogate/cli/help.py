@@ -35,17 +35,16 @@ VERBS = {
     "merge": Verb("surogate.cli.merge", "merge an adapter into its base, and check the result"),
     "quantize": Verb("surogate.cli.quantize", "write a model in 4 or 8 bits, for vLLM, transformers and training"),
     "fit": Verb("surogate.cli.fit", "train from a nested LightningCLI configuration"),
+    "report": Verb("surogate.cli.report", "a run, or several side by side, as one HTML page"),
+    "dashboard": Verb("surogate.cli.dashboard", "make a W&B workspace with the charts that runs fill"),
     "validate": Verb("surogate.cli.validate", "measure a run on its validation data"),
+    "verify": Verb("surogate.cli.verify", "prove that a run resumes exactly, or that its loss is invariant"),
+    "env": Verb("surogate.cli.env", "say what this machine can do: GPUs, recipes, formats, packages"),
+    "submit": Verb("surogate.cli.submit", "run any of these on a SLURM cluster: write the batch script, submit it"),
 }
 
-_LATER = "it comes with a later release."
 NOT_YET_VERBS = {
     "dpo": "preference training comes in a later release. `surogate sft` trains on demonstrations.",
-    "submit": "until then start `surogate sft` from your own sbatch script, on one node.",
-    "dashboard": "metrics.csv, metrics.jsonl and loss.png lie in the run's folder.",
-    "report": "metrics.csv, metrics.jsonl and loss.png lie in the run's folder.",
-    "verify": _LATER,
-    "env": _LATER,
 }
 """Verbs that are planned, and what to do until then."""
 
@@ -62,8 +61,8 @@ examples:
   surogate sft cfg.yaml --learning_rate 1e-4
   surogate chat output
 
-`surogate VERB --help` explains a verb. Exit codes: 0 done, 1 problems that inspect found, 2 configuration,
-3 data, 4 model, 5 checkpoint, 6 hardware, 130 interrupted.
+`surogate VERB --help` explains a verb. Exit codes: 0 done, 1 problems that inspect, env or verify
+found, 2 configuration, 3 data, 4 model, 5 checkpoint, 6 hardware, 130 interrupted.
 """
 
 _SFT = """\
@@ -201,6 +200,32 @@ examples:
 """
 
 
+_SUBMIT = """\
+usage: surogate submit [sft|pt|fit|grpo] CFG.YAML [--nodes N] [--gpus-per-node G] [--key value ...] [--dry-run]
+
+Run on a SLURM cluster: check the configuration, write a batch script and a copy of the configuration into
+output_dir/slurm, and hand the script to sbatch. Without a verb the configuration says whether it is sft or pt. Options
+for SLURM may stand in the YAML under `slurm:`; the command line wins. All other options go to the run. The job saves
+and goes back into the queue ahead of its time limit, when it is preempted, and when a node fails.
+
+  --dry-run    print the script, write and submit nothing
+
+examples:
+  surogate submit cfg.yaml --nodes 2 --gpus-per-node 8 --partition gpu --time 24:00:00 --dry-run
+  surogate submit sft cfg.yaml --nodes 2 --gpus-per-node 8 --account research --learning_rate 1e-4
+  surogate submit cfg.yaml --gpus-per-node 8 --container images/surogate.sif
+  surogate submit grpo --train train.yaml --infer infer.yaml --orch orch.yaml --nodes 3 --generator-nodes 2
+  surogate submit fit --config output/config.yaml --nodes 2 --gpus-per-node 8
+
+"""
+
+_SUBMIT_KEYS = """\
+Options, with - or _; all keys of `slurm:` also as --slurm.key:
+{options}
+
+"""
+
+
 def overview() -> str:
     """Return the page of `surogate --help`."""
     width = max(map(len, VERBS))
@@ -215,6 +240,8 @@ def page(verb: str) -> str | None:
     if verb in _GRPO_PAGES:
         text, files = _GRPO_PAGES[verb]
         return text + _keys_of_files(files)
+    if verb == "submit":
+        return _SUBMIT + _keys_of_slurm()
     return {"fit": _FIT, "validate": _VALIDATE}.get(verb)
 
 
@@ -233,6 +260,15 @@ def _keys(verb: str) -> str:
 
     groups = [_group(title, SCHEMAS[verb], schema) for title, schema in GROUPS.items()]
     return "\n".join([*groups, _group("A dataset", DatasetSpec, DatasetSpec)])
+
+
+def _keys_of_slurm() -> str:
+    from surogate.config.slurm import OPTIONS, SlurmSpec
+
+    width = min(shutil.get_terminal_size().columns, 120)
+    names = " ".join(f"--{key.replace('_', '-')}" for key in OPTIONS)
+    options = textwrap.fill(names, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return _SUBMIT_KEYS.format(options=options) + _group("slurm:", SlurmSpec, SlurmSpec)
 
 
 def _keys_of_files(files: tuple[str, ...]) -> str:

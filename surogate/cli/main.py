@@ -7,6 +7,7 @@ do anything heavy before the verb does.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -16,7 +17,7 @@ import sys
 from surogate import __version__
 from surogate.cli import help as pages
 from surogate.config.keys import nearest
-from surogate.errors import ConfigError, Stopped, SurogateError
+from surogate.errors import CheckpointError, ConfigError, Stopped, SurogateError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     except SurogateError as error:
         rank = _rank()
         text = f"error: {error}" if rank == "0" else f"rank {rank}: {str(error).splitlines()[0]}"
-        print(text, file=sys.stderr)
+        _tell(text)
         return error.exit_code
     except Stopped as stopped:
         print(f"stopped by {signal.Signals(stopped.signum).name}", file=sys.stderr)
@@ -42,6 +43,19 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `surogate sft --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f"{error.filename} could" if error.filename else "A file of the run could"
+        text = f"error: {what} not be written: {error.strerror}. Make room; the same command then continues."
+        _tell(text)
+        return CheckpointError.exit_code
+
+
+def _tell(text: str) -> None:
+    """Print the last word of a run, and hand it to its log file."""
+    print(text, file=sys.stderr)
+    logging.getLogger("surogate.printed").error(text)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -74,6 +88,10 @@ def _configure_logging() -> None:
         handler = _StderrHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
+    printed = logging.getLogger("surogate.printed")  # what is on the screen already; see callbacks/log_file.py
+    printed.propagate = False
+    if not printed.handlers:
+        printed.addHandler(logging.NullHandler())  # or Python prints it once more
     logger.setLevel(logging.INFO if _rank() == "0" else logging.ERROR)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a 4-bit kernel that nothing here uses
 

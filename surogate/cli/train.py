@@ -6,10 +6,12 @@ import os
 
 import yaml
 
+from surogate.config.launcher import check_launcher
 from surogate.config.lower import to_environment, to_lightning
 from surogate.config.read import read_config
 from surogate.config.record import to_yaml
 from surogate.errors import ConfigError
+from surogate.run_folder import RunFolder
 
 
 def run(verb: str, argv: list[str]) -> int:
@@ -28,7 +30,9 @@ def run(verb: str, argv: list[str]) -> int:
     if only_print:
         print(yaml.safe_dump(nested, sort_keys=False), end="")
         return 0
+    check_launcher(resolved.config.distributed)
     os.environ.update(to_environment(resolved.config))
-    from surogate.cli.fit import launch  # imports torch
+    with RunFolder(resolved.config.output_dir, resolved.config.checkpoint_dir).lock():
+        from surogate.cli.fit import launch  # imports torch
 
-    return launch(nested, files={"surogate.yaml": to_yaml(resolved, verb)})
+        return launch(nested, files={"surogate.yaml": to_yaml(resolved, verb)})

@@ -7,13 +7,14 @@ Each check yields the keys involved, as the user knows them, and one sentence th
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from surogate.config.checks_machine import machine_contradictions
+from surogate.config.checks_reporting import reporting_contradictions, validation_contradictions
 from surogate.config.flat import AdapterKeys, QuantKeys, TrainConfig, TrainerConfig
 from surogate.config.keys import keys_of
 from surogate.config.not_yet import DATASET_FIELDS
@@ -36,7 +37,8 @@ def contradictions(config: TrainConfig, given: dict[str, Any]) -> Iterator[Contr
     yield from _sample_lengths(config)
     yield from trainer_contradictions(config, given)
     yield from _full_training(config, given)
-    yield from _validation(config, given)
+    yield from validation_contradictions(config, given)
+    yield from _epoch_adjustment(config)
     for key in ("datasets", "validation_datasets"):
         for index, spec in enumerate(getattr(config, key)):
             yield from ((((key, index), f"{key}[{index}]{sentence}")) for sentence in _dataset(spec))
@@ -58,9 +60,9 @@ def trainer_contradictions(config: TrainerConfig, given: dict[str, Any]) -> Iter
     yield from _quantised(config)
     yield from _canary(config)
     yield from _recipe(config)
-    yield from _sharding(config)
     yield from _schedule(config)
-    yield from _reporting(config, given)
+    yield from reporting_contradictions(config, given)
+    yield from machine_contradictions(config, given)
     yield from _locations(config)
 
 
@@ -206,29 +208,6 @@ def _adapters(c: TrainerConfig) -> Iterator[Contradiction]:
         yield (("lora_target_modules",), "lora_target_modules is empty, so nothing would train. Use [all].")
 
 
-def _sharding(c: TrainerConfig) -> Iterator[Contradiction]:
-    """Yield what cannot be done with weights that no rank has whole."""
-    if c.zero_level == 1:
-        return
-    level = f"zero_level {c.zero_level} shards the weights that train"
-    if c.lora:
-        yield (
-            ("zero_level", "lora"),
-            f"{level}, and with lora: true these are a small adapter. Use zero_level: 1, and a qlora_* key where the "
-            "base does not fit.",
-        )
-    elif c.recipe != "bf16":
-        yield (
-            ("zero_level", "recipe"),
-            f"{level}, which recipe {c.recipe} cannot work on yet. Use recipe: bf16, or zero_level: 1.",
-        )
-    if c.precision_canary_steps:
-        yield (
-            ("zero_level", "precision_canary_steps"),
-            f"{level}, which the precision canary cannot compare. Remove precision_canary_steps.",
-        )
-
-
 _OF_FULL_TRAINING = ("freeze_modules", "master_dtype")
 
 
@@ -284,21 +263,15 @@ def _schedule(c: TrainerConfig) -> Iterator[Contradiction]:
         )
 
 
-def _validation(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
-    if "eval_steps" in given and not c.validation_datasets and c.validation_split_ratio == 0:
+def _epoch_adjustment(c: TrainConfig) -> Iterator[Contradiction]:
+    if c.epoch_adjustment and c.max_steps > 0:
+        sentence = "epoch_adjustment sets num_epochs, and max_steps wins over it. Keep one of the two."
+        yield ("epoch_adjustment", "max_steps"), sentence
+    if c.epoch_adjustment and c.lora:
         yield (
-            ("eval_steps", "validation_split_ratio"),
-            "eval_steps needs validation data. Set validation_datasets, or a validation_split_ratio above 0.",
+            ("epoch_adjustment", "lora"),
+            "epoch_adjustment needs lora: false: its budget is of models whose own weights train. Set num_epochs.",
         )
-
-
-def _reporting(c: TrainerConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
-    for key in ("wandb_project", "wandb_name", "wandb_group", "wandb_tags", "wandb_mode"):
-        if key in given and "wandb" not in c.report_to:
-            yield ((key, "report_to"), f"{key} needs report_to: [wandb].")
-    for name, modules in {"wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX")}.items():
-        if name in c.report_to and not any(importlib.util.find_spec(module) for module in modules):
-            yield (("report_to",), f"report_to: {name} needs the {name} package. Install it with `pip install {name}`.")
 
 
 def _dataset(spec: DatasetSpec) -> Iterator[str]:

@@ -1,20 +1,21 @@
-"""Combinations that cannot run within train.yaml, infer.yaml or orch.yaml. No torch.
+"""Combinations that cannot run within train.yaml or orch.yaml. No torch.
 
-Each check yields the keys involved, as the user knows them, and one sentence that says what to change. What the files
-contradict each other in is in cross_check.py.
+Each check yields the keys involved, as the user knows them, and one sentence that says what to change. infer.yaml is in
+checks_infer.py, and what the files contradict each other in in cross_check.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from surogate.config.checks import Contradiction, trainer_contradictions
 from surogate.config.environments import why_unknown
-from surogate.config.flat_grpo import GrpoConfig, InferConfig, OrchConfig
+from surogate.config.flat_grpo import GrpoConfig, OrchConfig
 from surogate.config.keys import keys_of
 from surogate.config.parts_grpo import EnvSpec, EvalSpec, FilterSpec, LossSpec, NoiseSpec
-from surogate.config.settle import VLLM_RANKS
+from surogate.config.user_file import is_file_target, why_missing
 
 
 def train_contradictions(config: GrpoConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
@@ -106,48 +107,6 @@ def _noise(noise: NoiseSpec) -> Iterator[Contradiction]:
         yield ("noise_scheduler.num_stages",), "noise_scheduler.num_stages must be 2 or more: the first has no noise."
 
 
-def infer_contradictions(config: InferConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
-    """Yield every reason why infer.yaml cannot run; see checks.contradictions."""
-    if config.max_lora_rank is not None and config.max_lora_rank not in VLLM_RANKS:
-        yield (
-            ("max_lora_rank",),
-            f"max_lora_rank must be one of {', '.join(map(str, VLLM_RANKS))}, as vLLM wants it, got "
-            f"{config.max_lora_rank}.",
-        )
-    for key in sorted(config.vllm.keys() & _ENGINE_NAMES.keys()):
-        yield ("vllm",), f"vllm.{key} is set by {_ENGINE_NAMES[key]}. Use that."
-    for key in sorted(config.vllm.keys() & _SET_BY_US.keys()):
-        yield ("vllm",), f"vllm.{key} cannot be chosen: {_SET_BY_US[key]}. Remove it."
-
-
-_ENGINE_NAMES = {
-    **{
-        key: key
-        for key in keys_of(InferConfig)
-        if key not in ("tp", "dp", "kv_cache_gib", "host", "port", "vllm", "model")
-    },
-    "model": "model",
-    "tensor_parallel_size": "tp",
-    "data_parallel_size": "dp",
-    "kv_cache_memory_bytes": "kv_cache_gib",
-}
-"""Arguments of vLLM that have keys of their own."""
-
-_SET_BY_US = {
-    "logprobs_mode": "probabilities must be those that were sampled from",
-    "worker_extension_cls": "weights reach the engine through it",
-    "async_scheduling": "tokens would be labelled with the weights before those that sampled them",
-}
-"""Arguments of vLLM that the run relies on, and why."""
-
-
-def infer_alone(config: InferConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
-    """Yield the same where no train.yaml completes it."""
-    yield from infer_contradictions(config, given)
-    if config.model is None:
-        yield ("model",), "model is missing. Name the one that train.yaml names."
-
-
 def orch_contradictions(config: OrchConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
     """Yield every reason why orch.yaml cannot run; see checks.contradictions."""
     yield from _environments("env", config.env)
@@ -231,6 +190,14 @@ _UNTRUNCATED: dict[str, tuple[tuple[Any, ...], str]] = {
 """The values of sampling keys that leave the policy as it is, and what others do."""
 
 
+_SET_BY_RENDERING = {
+    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"),
+    *("continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs"),
+}
+"""Arguments of the function that applies a chat template, which are no options of the template."""
+
+
 def _sampling(c: OrchConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
     s = c.sampling
     for key, (allowed, effect) in _UNTRUNCATED.items():
@@ -239,6 +206,13 @@ def _sampling(c: OrchConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
                 (f"sampling.{key}",),
                 f"sampling.{key} {effect}, so rollouts would come from another distribution than the one that trains, "
                 f"and importance ratios would be wrong. Use {allowed[0]}, or remove the key.",
+            )
+    for name in s.chat_template_kwargs:
+        if name in _SET_BY_RENDERING:
+            yield (
+                ("sampling.chat_template_kwargs",),
+                f"sampling.chat_template_kwargs has {name}, which the run sets itself. It is for options that the "
+                "model's template has of its own, such as {enable_thinking: false}. Remove it.",
             )
     if s.temp_scheduler is not None:
         if "sampling.temperature" in given:
@@ -291,6 +265,8 @@ def _advantage(c: OrchConfig) -> Iterator[Contradiction]:
                 ("advantage.import_path",),
                 f"advantage.import_path must be package.module:function or file.py:function, got {a.import_path!r}.",
             )
+        elif problem := _why_not_there(a.import_path):
+            yield ("advantage.import_path",), f"advantage.import_path {a.import_path!r}: {problem}"
         if a.length_weighted_mean:
             yield (
                 ("advantage.length_weighted_mean",),
@@ -300,6 +276,16 @@ def _advantage(c: OrchConfig) -> Iterator[Contradiction]:
     for key, value in {"import_path": a.import_path, "kwargs": a.kwargs}.items():
         if value:
             yield (f"advantage.{key}",), f"advantage.{key} needs advantage.type: custom; this run has {a.type}."
+
+
+def _why_not_there(target: str) -> str | None:
+    """Return what keeps a function from being found, as far as that is known without importing anything."""
+    if is_file_target(target):
+        return why_missing(target)
+    package = target.partition(":")[0].partition(".")[0]
+    if package and find_spec(package) is None:
+        return f"there is no package {package}; install it, or give a file.py:function."
+    return None
 
 
 _OF_FILTER = {"repetition": ("window", "min_repeats"), "gibberish": ("logprob_threshold", "span")}
@@ -344,6 +330,12 @@ def _evaluation(spec: EvalSpec, given: dict[str, Any]) -> Iterator[Contradiction
                 f"eval.env[{index}].weight has no meaning: each environment is evaluated on eval.num_examples prompts. "
                 "Remove it.",
             )
+    if spec.env and spec.temperature == 0 and spec.rollouts_per_example > 1:
+        yield (
+            ("eval.rollouts_per_example", "eval.temperature"),
+            f"eval.rollouts_per_example {spec.rollouts_per_example} needs eval.temperature above 0: at 0 all "
+            "completions of a prompt are the same one. Set a temperature, or remove the key.",
+        )
     for key in keys_of(EvalSpec):
         if key != "env" and f"eval.{key}" in given and not spec.env:
             yield (f"eval.{key}",), f"eval.{key} needs eval.env, the environments to evaluate on."

@@ -68,6 +68,7 @@ _SAME = {
     "ckpt.interval": "save_steps",
     "ckpt.keep_last": "save_total_limit",
     "report_to": "report_to",
+    "model.tokenizer": "tokenizer",
 }
 """Keys of orch.yaml and what they are called in train.yaml."""
 

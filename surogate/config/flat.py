@@ -26,6 +26,7 @@ from jsonargparse.typing import (
 
 from surogate.config.bounded import PartFraction, StepLimit
 from surogate.config.parts import DatasetSpec, DTypeName
+from surogate.config.slurm import DistributedSpec, SlurmSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +62,21 @@ class DataRunKeys(RunKeys):
 
     num_epochs: PositiveInt = 3
     """Passes over the data. max_steps wins over it."""
+    epoch_adjustment: bool = False
+    """Set num_epochs to what makes 20 tokens for each of the model's parameters, a compute-optimal budget for a model
+    trained from the start."""
+    early_stop: bool = False
+    """Stop when 5 validations in a row bring no lower loss, when the training loss stays above its best for 200 steps,
+    or when its mean over 500 steps is no lower than over the 500 before."""
     eval_steps: PositiveInt = 100
     """Optimizer steps between validations; there is always one at the end."""
     eval_seed: NonNegativeInt = 1234
     """Seed of the validation split."""
+    sample_prompts: NonNegativeInt = 0
+    """Held-out prompts that are answered before the first step and at each validation, into samples.jsonl and W&B; 0
+    asks none. Each takes as long as writing one answer."""
+    sample_max_tokens: PositiveInt = 64
+    """Tokens in the longest such answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +222,12 @@ class OptimisationKeys:
     """Decay of AdamW's mean of squared gradients."""
     adamw_epsilon: PositiveFloat = 1e-8
     """Added to AdamW's denominator."""
+    max_skipped_steps: NonNegativeInt = 5
+    """A step whose loss or gradient is not finite changes no weight: it is skipped, and its rows are named and kept in
+    output_dir/health. More than this many in a row, or ten times as many in all, end the run."""
+    auto_lr_reduction: bool = False
+    """Halve the rest of the learning-rate schedule when 3 steps within 100 are skipped or have a spike of loss or
+    gradient, or when the loss stays above its best for 50 steps; 5 times at most."""
     master_dtype: DTypeName | None = None
     """Dtype of the copy of the weights that the optimizer updates: float32 under a bfloat16 model, with lora: false."""
     per_device_train_batch_size: PositiveInt = 2
@@ -264,6 +282,18 @@ class MachineKeys:
     zero_level: Literal[1, 2, 3] = 1
     """What the ranks share out among them when all weights train: 1 = the optimizer's state, 2 = gradients and weights
     too, which are gathered for each step (FSDP2), 3 = and gathered again for the backward pass: least memory."""
+    log_file: NotEmptyStr | None = None
+    """File to which everything that is logged is appended too, with the time."""
+    debug_memory_breakdown: bool = False
+    """Say after the second step what memory is used for: weights, gradients, optimizer state, activations."""
+    log_gpu_util: NonNegativeInt | None = 100
+    """Optimizer steps between two records of the GPUs' utilisation, memory, temperature and power (`gpu/...`); 0 =
+    never. Needs the package nvidia-ml-py."""
+    stall_seconds: PositiveFloat = 600.0
+    """When a rank has done one thing for longer (fetched a batch, computed a micro-batch, saved), the run says what
+    each rank is doing and which one the others wait for."""
+    stall_abort_seconds: NonNegativeFloat = 0.0
+    """After this time the rank ends itself, so that the run can be started again; 0 = never."""
     report_to: list[Literal["wandb", "tensorboard"]] = field(default_factory=list)
     """Where metrics go besides metrics.csv and metrics.jsonl, which are always written."""
     wandb_project: str | None = None
@@ -275,7 +305,17 @@ class MachineKeys:
     wandb_tags: list[str] = field(default_factory=list)
     """Tags of the run in Weights & Biases."""
     wandb_mode: Literal["online", "offline", "disabled"] = "online"
-    """offline works without an account; `wandb sync` uploads later."""
+    """offline works without an account; `wandb sync` uploads later. online gives way to WANDB_MODE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterKeys:
+    """Several machines. `slurm` is for `surogate submit`; the run itself changes nothing for it."""
+
+    distributed: DistributedSpec = field(default_factory=DistributedSpec)
+    """How many machines the run is spread over."""
+    slurm: SlurmSpec = field(default_factory=SlurmSpec)
+    """What `surogate submit` asks SLURM for."""
 
 
 GROUPS = {
@@ -287,12 +327,13 @@ GROUPS = {
     "Optimisation": OptimisationKeys,
     "Data": DataKeys,
     "Machine and reporting": MachineKeys,
+    "Cluster": ClusterKeys,
 }
 """The groups in the order of the manual."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig(MachineKeys, OptimisationKeys, RecipeKeys, QuantKeys, AdapterKeys, ModelKeys, RunKeys):
+class TrainerConfig(ClusterKeys, MachineKeys, OptimisationKeys, RecipeKeys, QuantKeys, AdapterKeys, ModelKeys, RunKeys):
     """Every flat key that all training verbs have."""
 
     verb: ClassVar[str]

@@ -14,6 +14,7 @@ from jsonargparse.typing import NonNegativeInt, NotEmptyStr, PositiveFloat, Posi
 from surogate.config.bounded import PartFraction, StepLimit
 from surogate.config.flat import (
     AdapterKeys,
+    ClusterKeys,
     MachineKeys,
     ModelKeys,
     OptimisationKeys,
@@ -79,6 +80,10 @@ class PolicyNames:
     """Hub id, local folder or `.gguf` file. Default: train.yaml's model, and no other can be right."""
     lora_adapter: NotEmptyStr = "policy"
     """How adapters are called in the engine; the version follows."""
+    tokenizer: NotEmptyStr | None = None
+    """Folder, file or hub id of the tokenizer that writes prompts. Default: train.yaml's, else the model's own."""
+    trust_remote_code: bool = False
+    """Run code that comes with a hub repository; also where train.yaml or infer.yaml says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +152,7 @@ GROUPS_GRPO: dict[str, dict[str, type]] = {
         "Recipe": RecipeKeys,
         "Optimisation": OptimisationKeys,
         "Machine and reporting": MachineKeys,
+        "Cluster": ClusterKeys,
     },
     "infer": {"Engine": EngineKeys},
     "orch": {"Environments and run": OrchRunKeys, "Rollouts": RolloutKeys},

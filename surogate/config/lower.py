@@ -14,6 +14,7 @@ from pathlib import PurePath
 
 from surogate.config.flat import TrainConfig, TrainerConfig
 from surogate.config.identity import Nested
+from surogate.config.launcher import launcher
 
 
 def to_lightning(config: TrainConfig, environ: Mapping[str, str] = os.environ) -> Nested:
@@ -145,7 +146,7 @@ def _trainer(c: TrainConfig, environ: Mapping[str, str]) -> Nested:
 
 def trainer_arguments(c: TrainerConfig, environ: Mapping[str, str]) -> Nested:
     """Return what the Trainer of every training verb takes."""
-    machine, plugins = _machine(c.gpus, environ)
+    machine, plugins = _machine(c, environ)
     return {
         **machine,
         "strategy": _strategy(c),
@@ -196,16 +197,15 @@ def _recipe_options(c: TrainerConfig) -> Nested:
     return {field: value for field, value in options.items() if value is not None}
 
 
-def _machine(gpus: int, environ: Mapping[str, str]) -> tuple[Nested, list[Nested]]:
-    """Return the trainer's keys for devices, and plugins; a launcher outside decides over `gpus`."""
-    machine: Nested = {"accelerator": "auto", "devices": gpus or "auto", "strategy": "auto", "num_nodes": 1}
+def _machine(c: TrainerConfig, environ: Mapping[str, str]) -> tuple[Nested, list[Nested]]:
+    """Return the trainer's keys for devices, and plugins; a launcher outside decides over what the keys say."""
+    devices = c.distributed.gpus_per_node or c.gpus or "auto"
+    num_nodes = c.distributed.num_nodes
+    machine: Nested = {"accelerator": "auto", "devices": devices, "strategy": "auto", "num_nodes": num_nodes}
     plugins = []
-    if "TORCHELASTIC_RUN_ID" in environ:
-        machine["devices"] = int(environ["LOCAL_WORLD_SIZE"])
-        machine["num_nodes"] = int(environ["WORLD_SIZE"]) // machine["devices"]
-    elif "SLURM_STEP_ID" in environ and environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        machine["num_nodes"] = int(environ.get("SLURM_NNODES", 1))
-        machine["devices"] = int(environ["SLURM_NTASKS"]) // machine["num_nodes"]
+    if found := launcher(environ):
+        machine |= {"devices": found.processes_per_node, "num_nodes": found.num_nodes}
+    if found and found.name == "srun":
         # Lightning's own requeue saves inside the signal handler, which can hang.
         environment = "lightning.pytorch.plugins.environments.SLURMEnvironment"
         plugins.append({"class_path": environment, "init_args": {"auto_requeue": False}})
@@ -220,18 +220,15 @@ def _strategy(c: TrainerConfig) -> str | Nested:
 
 def _loggers(c: TrainerConfig) -> list[Nested]:
     wandb = {
+        "folder": c.output_dir,
         "name": c.wandb_name or _run_name(c),
         "project": c.wandb_project or "surogate",
-        "save_dir": c.output_dir,
-        "offline": c.wandb_mode == "offline",
+        "mode": c.wandb_mode,
+        "group": c.wandb_group,
+        "tags": c.wandb_tags,
     }
-    wandb_run = {"group": c.wandb_group, "tags": c.wandb_tags, "mode": c.wandb_mode}
     known: dict[str, Nested] = {
-        "wandb": {
-            "class_path": "lightning.pytorch.loggers.WandbLogger",
-            "init_args": wandb,
-            "dict_kwargs": wandb_run,
-        },
+        "wandb": {"class_path": "surogate.callbacks.WandbRun", "init_args": wandb},
         "tensorboard": {
             "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
             "init_args": {"save_dir": c.output_dir, "name": "tensorboard", "version": _run_name(c)},
@@ -253,6 +250,10 @@ def _callbacks(c: TrainConfig) -> list[Nested]:
         "FinalValidation": {},
         "LossPlot": folder,
         **precision_canary(c),
+        **health(c),
+        **({"EarlyStop": {}} if c.early_stop else {}),
+        **({"TokenBudget": {}} if c.epoch_adjustment else {}),
+        **samples(c),
         **({"TextSamples": folder} if c.verb == "pt" else {}),
     }
     return callbacks({**watching, **leaving_callbacks(c)})
@@ -262,6 +263,35 @@ def precision_canary(c: TrainerConfig) -> dict[str, Nested]:
     """Return the callback that watches what few bits cost, by its name, where it is asked for."""
     canary = {"every_n_steps": c.precision_canary_steps, "seed": c.train_seed}
     return {"PrecisionCanary": canary} if c.precision_canary_steps else {}
+
+
+def samples(c: TrainConfig) -> dict[str, Nested]:
+    """Return the callback that asks the model held-out prompts, by its name, where it is asked for."""
+    asked = {"folder": c.output_dir, "num_prompts": c.sample_prompts, "max_new_tokens": c.sample_max_tokens}
+    return {"SampleAnswers": asked} if c.sample_prompts else {}
+
+
+def health(c: TrainerConfig) -> dict[str, Nested]:
+    """Return the callbacks that watch over the run, by their names."""
+    steps = {
+        "folder": c.output_dir,
+        "max_skipped_steps": c.max_skipped_steps,
+        "auto_lr_reduction": c.auto_lr_reduction,
+        "watch_loss": c.verb != "grpo",  # a policy's loss is about 0, whatever it learns
+    }
+    watchdog = {
+        "folder": c.output_dir,
+        "stall_seconds": c.stall_seconds,
+        "abort_seconds": c.stall_abort_seconds,
+    }
+    telemetry = {"GpuTelemetry": {"every_n_steps": c.log_gpu_util}} if c.log_gpu_util else {}
+    return {
+        **({"LogFile": {"path": c.log_file}} if c.log_file else {}),
+        "Watchdog": watchdog,
+        "StepHealth": steps,
+        **telemetry,
+        **({"MemoryBreakdown": {}} if c.debug_memory_breakdown else {}),
+    }
 
 
 def leaving_callbacks(c: TrainerConfig) -> dict[str, Nested]:

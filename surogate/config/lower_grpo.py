@@ -16,6 +16,7 @@ from surogate.config.identity import Nested
 from surogate.config.keys import keys_of
 from surogate.config.lower import (
     callbacks,
+    health,
     leaving_callbacks,
     module_arguments,
     precision_canary,
@@ -113,6 +114,7 @@ def _trainer(c: GrpoConfig, environ: Mapping[str, str]) -> Nested:
         "RolloutRecords": folder,
         "RewardPlot": folder,
         **precision_canary(c),
+        **health(c),
     }
     return {
         **trainer_arguments(c, environ),

@@ -50,9 +50,7 @@ class NotYet:
         return any(value == ok and isinstance(value, bool) == isinstance(ok, bool) for ok in self.inactive)
 
 
-_STOPPING = "automatic stopping and learning-rate rescue are not there yet. Set num_epochs or max_steps."
 _COMPILED = "CUDA graphs and torch.compile are not there yet. Remove the key, or set it to false."
-_NODES = "runs over several machines are not there yet. Use gpus for this machine."
 _LATER = "this is planned for a later release. Remove the key."
 _GRPO = "it belongs to `surogate grpo`. Remove it."
 
@@ -68,22 +66,11 @@ NOT_YET: dict[str, NotYet] = {
         normuon_beta2=0.95,
         normuon_cautious_wd=True,
     ),
-    **_not_yet(_STOPPING, auto_lr_reduction=False, early_stop=False, epoch_adjustment=False),
-    "distributed.num_nodes": NotYet(_NODES, (None, 1)),
-    "distributed.gpus_per_node": NotYet(_NODES, (None, 0)),
     **_not_yet(_COMPILED, use_cuda_graphs=False, torch_compile=False),
     "padding_side": NotYet(
         "padding is never attended to here, so its side changes nothing. Remove the key.", (None, "right")
     ),
-    "log_file": NotYet(
-        "a log file is not there yet. Redirect the output: `surogate sft cfg.yaml 2>&1 | tee run.log`.", (None,)
-    ),
-    "log_gpu_util": NotYet("GPU utilisation is not logged yet. Remove the key, or set it to 0.", (None, 0)),
-    **_not_yet(
-        "the debug breakdowns are not there yet. Remove the key.",
-        debug_time_breakdown=False,
-        debug_memory_breakdown=False,
-    ),
+    **_not_yet("the breakdown of time is not there yet. Remove the key.", debug_time_breakdown=False),
     **_not_yet(_LATER, train_router=False, long_context=False, sequence_chunks=1, attn_bwd_chunks=1),
 }
 """Keys of the public contract that a later issue brings."""

@@ -24,8 +24,12 @@ OF_ROWS = {
     "sample_packing": NotYet("rollouts are always packed. Remove it.", (None, True)),
     "padding_free": NotYet("rollouts are always packed. Remove it.", (None, True)),
     "num_epochs": NotYet(_EPOCHS, (None,)),
+    "epoch_adjustment": NotYet(_EPOCHS, (None, False)),
+    "early_stop": NotYet("a policy's loss says nothing of when to stop. Set max_steps.", (None, False)),
     "eval_steps": NotYet(_EVALUATION, (None,)),
     "eval_seed": NotYet(_EVALUATION, (None,)),
+    "sample_prompts": NotYet("what a policy writes is in rollouts/ and evaluations/ anyway. Remove it.", (None, 0)),
+    "sample_max_tokens": NotYet("what a policy writes is in rollouts/ and evaluations/ anyway. Remove it.", (None,)),
 }
 """Keys of sft and pt that have no meaning without data sets."""
 

@@ -89,6 +89,8 @@ class SamplingSpec(PlainNumbers):
     """Only -1 (all tokens) while training."""
     seed: NonNegativeInt | None = None
     """Makes sampling repeatable. Default: the run's seed."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Options of the model's chat template, such as `{enable_thinking: false}`; in evaluation too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from surogate.config.checks import Contradiction
-from surogate.config.checks_grpo import infer_contradictions, orch_contradictions, train_contradictions
+from surogate.config.checks_grpo import orch_contradictions, train_contradictions
+from surogate.config.checks_infer import infer_contradictions
 from surogate.config.cross_check import Files, disagreements
 from surogate.config.flat_grpo import SCHEMAS_GRPO, GrpoConfig, InferConfig, OrchConfig
-from surogate.config.keys import keys_of
+from surogate.config.keys import keys_of, nearest
 from surogate.config.not_yet_grpo import CONTRACTS_GRPO
 from surogate.config.overrides import parse_overrides
 from surogate.config.read import Resolved, raise_problems, resolved
@@ -103,8 +104,19 @@ def _override(readers: dict[str, Reader], arguments: list[str]) -> list[str]:
 
 def _without_file(path: KeyPath) -> str:
     name = ".".join(map(str, path))
-    having = [file for file, schema in SCHEMAS_GRPO.items() if path[0] in keys_of(schema)] or list(SCHEMAS_GRPO)
-    return f"--{name} does not say which file it changes. Write {' or '.join(f'--{file}.{name}' for file in having)}."
+    having = [file for file, schema in SCHEMAS_GRPO.items() if path[0] in keys_of(schema)]
+    if having:
+        meant = [f"--{file}.{name}" for file in having]
+    else:  # such as --orchestrator.x and --inference.x
+        files = [file for file in SCHEMAS_GRPO if str(path[0]).startswith(file) and len(path) > 1]
+        meant = [f"--{file}.{'.'.join(map(str, path[1:]))}" for file in files] or _similar(path)
+    advice = f"Write {' or '.join(meant)}." if meant else "None has such a key; `surogate grpo --help` lists all."
+    return f"--{name} does not say which file it changes. {advice}"
+
+
+def _similar(path: KeyPath) -> list[str]:
+    close = {file: nearest(str(path[0]).replace("-", "_"), keys_of(schema)) for file, schema in SCHEMAS_GRPO.items()}
+    return [f"--{file}.{'.'.join(map(str, [key, *path[1:]]))}" for file, key in close.items() if key]
 
 
 def _cross_check(files: Files, readers: dict[str, Reader]) -> None:

@@ -134,7 +134,7 @@ def _rejected_values(rejected: Mapping[str, Mapping[Any, str]]) -> Iterator[str]
 
 
 def _table(schema: type, left_out: set[str]) -> Iterator[str]:
-    yield from _rows([key for key in keys_of(schema).values() if key.name not in left_out])
+    yield from _rows([key for key in expanded(schema).values() if key.name not in left_out])
 
 
 def _rows(keys: Iterable[Key]) -> Iterator[str]:

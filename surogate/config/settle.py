@@ -34,12 +34,17 @@ def settle(train: GrpoConfig, infer: InferConfig, orch: OrchConfig) -> tuple[Grp
         save_total_limit=orch.ckpt.keep_last or train.save_total_limit,
         report_to=orch.report_to or train.report_to,
         max_async_level=asynchronous,
+        tokenizer=train.tokenizer or orch.model.tokenizer,
         weight_sync="full" if train.weight_sync == "auto" and why_no_adapter(train, infer, orch) else train.weight_sync,
+    )
+    trusts = infer.trust_remote_code or train.trust_remote_code or orch.model.trust_remote_code
+    policy = replace(
+        orch.model, name=orch.model.name or train.model, tokenizer=train.tokenizer, trust_remote_code=trusts
     )
     orch = settle_orch(
         replace(
             orch,
-            model=replace(orch.model, name=orch.model.name or train.model),
+            model=policy,
             seq_len=orch.seq_len or train.sequence_len,
             max_steps=train.max_steps,
             max_async_level=asynchronous,
@@ -54,7 +59,7 @@ def settle(train: GrpoConfig, infer: InferConfig, orch: OrchConfig) -> tuple[Grp
         dtype=train.model_dtype or "auto" if infer.dtype == "auto" else infer.dtype,
         max_model_len=infer.max_model_len or orch.seq_len,
         max_lora_rank=infer.max_lora_rank or smallest_rank_for(train),
-        trust_remote_code=infer.trust_remote_code or train.trust_remote_code,
+        trust_remote_code=trusts,
     )
     return train, infer, orch
 

@@ -73,6 +73,7 @@ def read_yaml(path: str | Path) -> YamlFile:
         raise ConfigError(f"{name} must hold `key: value` lines.")
     if not isinstance(values, dict):  # jsonargparse hands back the text where no key has a value
         values = {key.value: None for key, _ in node.value}
+    _keep_clock_times_(node, values)
     lines: dict[KeyPath, int] = {}
     duplicates: list[tuple[KeyPath, int]] = []
     _index_lines(node, (), lines, duplicates)
@@ -85,6 +86,26 @@ def parse_yaml(text: str) -> Any:
         return get_loader("yaml")(text)
     except yaml.YAMLError:
         return text
+
+
+def _keep_clock_times_(node: yaml.Node, values: Any) -> None:
+    """Put `24:00:00` back where YAML 1.1 has read it as a number to the base of 60."""
+    if isinstance(node, yaml.MappingNode) and isinstance(values, dict):
+        children = [(key.value, child) for key, child in node.value]
+    elif isinstance(node, yaml.SequenceNode) and isinstance(values, list):
+        children = list(enumerate(node.value))
+    else:
+        return
+    for key, child in children:
+        if isinstance(child, yaml.ScalarNode) and child.style is None and isinstance(_item(values, key), int | float):
+            if ":" in child.value:
+                values[key] = child.value
+        else:
+            _keep_clock_times_(child, _item(values, key))
+
+
+def _item(values: Any, key: Any) -> Any:
+    return values[key] if isinstance(values, list) else values.get(key)
 
 
 def _index_lines(

@@ -182,7 +182,8 @@ class RenderWorkers:
 
 def serve() -> None:
     """Answer chunks of rows until there are no more; what a worker process runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent then ends this one
+    for number in (signal.SIGINT, signal.SIGUSR1):  # they reach all processes; the parent then ends this one
+        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not get between the answers
     logging.getLogger("surogate").setLevel(logging.CRITICAL)  # warnings travel with the answers

@@ -1,12 +1,12 @@
 """A few rows as a person reads them: text cut at the tokens, with what is supervised and what is special.
 
 What is not here: colours (cli/inspect.py, page.py). The one idea: a row's text is not to be trusted. It may
-hold escape sequences, characters that reverse the reading direction, or half of one; `visible` shows them as signs.
+hold escape sequences, characters that reverse the reading direction, or half of one; visible_text.py shows them as
+signs.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +17,7 @@ import numpy as np
 from surogate.batches import TokenRow
 from surogate.data.row_store import RowStore
 from surogate.inspection.token_scan import TokenKinds
+from surogate.inspection.visible_text import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,8 +26,6 @@ MAX_SHOWN_TOKENS = 600
 """Longer rows are shown without their middle."""
 
 _MAX_TOKENS_PER_CHARACTER = 8
-_JOINERS = "\u200c\u200d"
-"""Invisible, but part of how emoji and several scripts are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +115,3 @@ def _pieces(row: TokenRow, part: range, tokenizer: PreTrainedTokenizerFast, kind
 
 def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast, kinds: TokenKinds) -> str:
     return str(tokenizer.decode([token_id for token_id in ids if token_id < kinds.size]))
-
-
-def visible(text: str) -> str:
-    """Replace what a terminal or a browser would obey or hide by a sign; line ends and tabs stay."""
-    return "".join(map(_visible_character, text)) if not text.isprintable() else text
-
-
-def _visible_character(character: str) -> str:
-    if character in "\n\t" or character in _JOINERS or unicodedata.category(character) not in _HIDDEN:
-        return character
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)  # Unicode's pictures of control characters
-    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
-
-
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories: control, format, surrogate, line separator, paragraph separator."""

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from surogate import chips
+
 EXACT = {"enable_fp_fusion": False}
 """Launch options where equal bits are promised: an FMA rounds once where the reference rounds twice.
 
@@ -42,7 +44,7 @@ def words(codes: Tensor, num_words: int) -> Tensor:
 
 def has_native_fp8(device: torch.device) -> bool:
     """Tell whether the chip converts FP8 itself (SM89 and later); before, integer arithmetic does it."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= chips.FP8_CONVERSION
 
 
 class GemmTile(NamedTuple):
@@ -114,6 +116,6 @@ class Target(NamedTuple):
     signature: dict[str, str]
     constants: dict[str, Any]
     options: dict[str, Any]
-    first_architecture: int = 80
+    first_architecture: int = chips.architecture(chips.KERNELS)
     expected: dict[int, str] = {}  # noqa: RUF012 -- a tuple's default is never changed
     from_triton: tuple[int, int] = (3, 6)

@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from surogate import chips
 from surogate.kernels import ops
 from surogate.kernels.ops import Numbers, Tensors
-
-FUSED_MAX_TOKENS = {80: 128, 86: 128, 89: 128, 90: 48, 100: 32, 120: 128}
-"""Up to how many tokens a chip (compute capability times ten, or the next lower one here) takes the fused kernel.
-
-Not measured with these kernels. They are the safe side of what bitsandbytes 0.50 measured for its own fused NF4 kernel
-on large weights (backends/cuda/ops.py: 48 to 64 on SM90, at most 32 on SM100, 128 to 256 on SM80 to SM89 and SM120);
-`benchmarks/kernels.py` prints the figures for this table.
-"""
 
 
 def forward_product(x: Tensor, kind: str, shape: tuple[int, int], tensors: Tensors, numbers: Numbers) -> Tensor:
@@ -56,10 +49,8 @@ def _is_fused(x: Tensor, kind: str, shape: tuple[int, int], numbers: Numbers) ->
 
 @cache
 def fused_max_tokens(device: torch.device) -> int:
-    """Return the entry of FUSED_MAX_TOKENS for a device."""
-    major, minor = torch.cuda.get_device_capability(device)
-    known = [chip for chip in FUSED_MAX_TOKENS if chip <= 10 * major + minor]
-    return FUSED_MAX_TOKENS[max(known)] if known else 0
+    """Return the entry of chips.FUSED_MAX_TOKENS for a device."""
+    return chips.fused_max_tokens(torch.cuda.get_device_capability(device))
 
 
 def _fits(kind: str, shape: tuple[int, int], numbers: Numbers) -> bool:

@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from surogate.config.parts_grpo import AdvantageSpec
+from surogate.config.user_file import failure, import_user_file, is_file_target, why_missing
 from surogate.errors import ConfigError
+from surogate.foreign import ForeignCode
 
 Array = NDArray[Any]
 GroupAdvantages = Callable[[Sequence[float], Sequence[int]], list[float]]
@@ -116,8 +118,19 @@ _FUNCTIONS: dict[str, Callable[..., Array]] = {
 
 
 def _call_custom(function: Callable[..., Any], spec: AdvantageSpec, rewards_NG: Array, lengths_NG: Array) -> Array:
-    """Call a user's function, and refuse a result that is not one finite number per rollout."""
-    result = function(rewards_NG.copy(), lengths_NG.copy(), **spec.kwargs)
+    """Call a user's function, and refuse a result that is not one finite number per rollout.
+
+    Raises:
+        ConfigError: that, or whatever the function raises.
+    """
+    calling = ForeignCode()
+    result = None
+    with calling:
+        result = function(rewards_NG.copy(), lengths_NG.copy(), **spec.kwargs)
+    if calling.error is not None:
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        place = "" if code is None else code.co_filename
+        raise failure(calling.error, f"advantage.import_path {spec.import_path} failed", place)
     try:
         advantages_NG = np.asarray(result, np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor with a graph
@@ -145,13 +158,18 @@ def _shape(array: Array) -> str:
 
 @cache
 def _import(import_path: str) -> Callable[..., Any]:
-    """Import `package.module:function` or `file.py:function`; an error inside the user's module is theirs to see."""
+    """Import `package.module:function` or `file.py:function`."""
     source, colon, name = import_path.rpartition(":")
     if not colon or not source or not name:
         raise ConfigError(
             f"advantage.import_path is {import_path}; write `package.module:function` or `file.py:function`."
         )
-    module = _import_file(Path(source)) if source.endswith(".py") else _import_module(source)
+    if is_file_target(import_path):
+        if problem := why_missing(import_path):
+            raise ConfigError(f"advantage.import_path {import_path}: {problem}")
+        module: Any = import_user_file(source, f"advantage.import_path {import_path}")
+    else:
+        module = _import_module(source)
     function = getattr(module, name, None)
     if not callable(function):
         raise ConfigError(f"advantage.import_path {import_path}: {source} has no function {name}.")
@@ -159,22 +177,16 @@ def _import(import_path: str) -> Callable[..., Any]:
 
 
 def _import_module(name: str) -> Any:
-    try:
+    loading = ForeignCode()
+    with loading:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and misses something itself
+    error = loading.error
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
         raise ConfigError(
             f"advantage.import_path names the module {name}, and there is no {error.name}; install it, or give a "
             "`file.py:function`."
         ) from error
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"advantage.import_path names the file {path}, which does not exist in {Path.cwd()}.")
-    module_spec = importlib.util.spec_from_file_location(f"surogate_advantage_{path.stem}", path.resolve())
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module
+    spec = None
+    with ForeignCode():
+        spec = importlib.util.find_spec(name)
+    raise failure(error, f"advantage.import_path: the module {name} cannot be imported", (spec and spec.origin) or name)

@@ -11,14 +11,12 @@ What is not here: losses (losses/), data (data/), writing (callbacks/).
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -28,29 +26,27 @@ from typing_extensions import override
 
 from surogate.batches import MicroBatch, StepBatch
 from surogate.config.parts import LoraSpec, ModelSpec, OptimSpec
-from surogate.errors import CheckpointError, ModelError
-from surogate.models import export, isolation, lora
-from surogate.models.freeze import freeze_
-from surogate.models.hidden import base_model, head_error
+from surogate.errors import CheckpointError
+from surogate.models import export, isolation, lora, shards
+from surogate.models.hidden import base_model
 from surogate.models.inference import generate_ids
-from surogate.models.load import load_model, quantisation_of
 from surogate.models.merge import MergeReport
-from surogate.models.prequantised import check_can_train
 from surogate.models.source import ModelSource
-from surogate.models.stacks import carry_below, locate_adapter
+from surogate.models.stacks import carry_below
 from surogate.models.stored_base import record_base
 from surogate.models.stored_merge import StoredMergeReport
+from surogate.modes import model_checks
+from surogate.modes.activity import Activity
 from surogate.modes.master_weights import MasterWeights
 from surogate.modes.merging import base_of, merge_run
-from surogate.modes.optimizers import StateSharding, build_optimizer
-from surogate.modes.schedules import learning_rate_factor
-from surogate.modes.sharding import ShardedStrategy, local, whole
+from surogate.modes.model_building import build_model, run_seed
+from surogate.modes.optimizers import build_optimizer
+from surogate.modes.schedules import learning_rate_factor, set_learning_rate
+from surogate.modes.sharding import ShardedStrategy, state_sharding
+from surogate.modes.skipping import StepFacts, step_if_finite
 from surogate.modes.validation import TokenMetrics
 
 _say = rank_zero_only(logging.getLogger(__name__).warning)
-
-HEAD_TOLERANCE = 2e-2
-"""Largest relative difference between our head's logits and the model's own; bfloat16 rounding stays under it."""
 
 _BASE_KEY = "surogate_base"
 
@@ -79,8 +75,11 @@ class CausalLMModule(pl.LightningModule):
 
     Attributes:
         step_metrics: of the last step over all ranks, scalars on the device: loss (mean over supervised tokens),
-            loss_tokens, tokens, accuracy, grad_norm (before clipping); and learning_rate, a float. Reading one waits
-            for the device.
+            loss_tokens, tokens, accuracy, grad_norm (before clipping), skipped (1 where loss or gradient is not finite:
+            nothing was updated); and learning_rate, a float. Reading one waits for the device.
+        facts: of the last step, for callbacks that watch over it.
+        activity: what this process is doing.
+        learning_rate_scale: what the schedule is multiplied by; set before the training starts, or scale_learning_rate.
     """
 
     def __init__(self, model: ModelSpec, lora: LoraSpec, optim: OptimSpec) -> None:
@@ -90,6 +89,8 @@ class CausalLMModule(pl.LightningModule):
         self.model_spec, self.lora_spec, self.optim_spec = model, lora, optim
         self.model: Any = None
         self.step_metrics: dict[str, Any] = {}
+        self.facts, self.activity = StepFacts(), Activity()
+        self.learning_rate_scale = 1.0
         self.validation_metrics = nn.ModuleList()
         self._master_weights: MasterWeights | None = None
         self._master_start: dict[str, Tensor] = {}
@@ -105,32 +106,11 @@ class CausalLMModule(pl.LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        is_quantised = self._is_quantised()
-        wants_meta = is_quantised or getattr(self.trainer.precision_plugin, "defers_loading", False)
-        defer = wants_meta and self.lora_spec.enabled and not lora.needs_base_weights(self.lora_spec)
-        defer = defer or self._sharding is not None
-        if is_quantised and self.lora_spec.enabled and not defer:
-            _say(
-                f"This adapter starts from the weights of {self.model_spec.source}, so all of them are dequantised "
-                "once; layers that the start changes (init_lora_weights, adapter_path) stay so."
-            )
-        torch.manual_seed(_run_seed())  # of random weights
-        model: Any = load_model(self.model_spec, self.trainer.strategy.root_device, defer=defer)
-        if self.lora_spec.enabled:
-            for limit in lora.vllm_limits(self.lora_spec):
-                _say(limit)
-            torch.manual_seed(_run_seed())
-            model = lora.inject(model, self.lora_spec, self.model_spec.source)
-        else:
-            freeze_(model, self.model_spec.freeze_modules)
-            self._check_trained_dtype(model)
         tokenizer = getattr(self._data, "tokenizer", None)
-        if self.model_spec.from_scratch and tokenizer is not None:
-            export.adopt_special_tokens_(model, tokenizer)
-        if self.model_spec.recompute:
-            base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if self._sharding:
-            self._sharding.shard_(model, self._master_dtype())
+        model = build_model(self.model_spec, self.lora_spec, self.optim_spec, self.trainer, tokenizer)
+        if sharding := self._sharding:
+            twice = sharding.reshard_after_forward
+            shards.shard_(model, sharding.mesh, self._master_dtype(), gather_twice=twice)
         self.model = model.train()
 
     @property
@@ -144,26 +124,7 @@ class CausalLMModule(pl.LightningModule):
 
     def _with_weights(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function that uses the model in parts; a sharded model gathers first what such a function needs."""
-        sharding = self._sharding
-        return sharding.run(self.model, function, *arguments) if sharding else function(*arguments)
-
-    def _is_quantised(self) -> bool:
-        """Whether the checkpoint is quantised; refuses what cannot be done with it."""
-        method = quantisation_of(self.model_spec)
-        if method is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            storage = getattr(self.trainer.precision_plugin, "storage", None)
-            check_can_train(
-                self.model_spec, method, adapter=self.lora_spec.enabled, storage=storage.name if storage else None
-            )
-        return method is not None
-
-    def _check_trained_dtype(self, model: nn.Module) -> None:
-        is_half = any(p.dtype == torch.float16 for p in model.parameters() if p.requires_grad)
-        if is_half and self.optim_spec.master_dtype is None:
-            raise ModelError(
-                f"The weights of {self.model_spec.source} are float16, and the optimizer's steps vanish in it. "
-                "Set master_dtype: float32, or model_dtype to bfloat16 or float32."
-            )
+        return shards.run_whole(self.model, function, *arguments) if self._sharding else function(*arguments)
 
     @override
     def on_fit_start(self) -> None:
@@ -179,43 +140,25 @@ class CausalLMModule(pl.LightningModule):
 
     def _check_model(self) -> None:
         """Refuse, before the first step, a model that would train on a wrong loss."""
-        vocab_size = base_model(self.model).get_input_embeddings().num_embeddings
-        tokenizer = getattr(self._data, "tokenizer", None)
-        if tokenizer is not None and len(tokenizer) > vocab_size:
-            raise ModelError(
-                f"The tokenizer has {len(tokenizer)} tokens, the model {self.model_spec.source} embeds {vocab_size}: "
-                "they do not belong together."
-            )
-        if tokenizer is not None and self.lora_spec.adapter_path is not None:
-            lora.check_tokenizer(locate_adapter(self.lora_spec.adapter_path), tokenizer)
-        self._check_positions()
+        model_checks.check_data(self.model, self.model_spec.source, self.lora_spec, self._data)
         packed = getattr(self._data, "sample_packing", True)
         asked = self.model_spec.attn_implementation
         self._with_weights(lambda: isolation.choose(self.model, asked, self.device, packed=packed))
-        error = self._with_weights(head_error, self.model, self.device)
-        if error > HEAD_TOLERANCE:
-            raise ModelError(
-                f"{self.model_spec.source} shapes its logits in a way this version does not know (relative difference "
-                f"{error:.1e}), so the loss would be wrong."
-            )
+        self._with_weights(model_checks.check_head, self.model, self.model_spec, self.device)
 
     @override
     def on_train_start(self) -> None:
         """Let the present schedule decide the next rate: a checkpoint brings that of the run it was saved in."""
-        schedule: Any = self.lr_schedulers()
-        schedule.base_lrs = [self.optim_spec.learning_rate] * len(schedule.base_lrs)
-        factor = learning_rate_factor(self.optim_spec, schedule.last_epoch, self._total_steps())
-        for group in schedule.optimizer.param_groups:
-            group["lr"] = self.optim_spec.learning_rate * factor
+        self.scale_learning_rate(self.learning_rate_scale)
 
-    def _check_positions(self) -> None:
-        positions = getattr(base_model(self.model).config.get_text_config(), "max_position_embeddings", None)
-        longest = getattr(self._data, "longest_row_len", 0)
-        if positions and longest > positions:
-            raise ModelError(
-                f"The longest row has {longest} tokens, and {self.model_spec.source} knows {positions} positions. "
-                "Lower max_length (or sequence_len), or set max_model_len together with rope_scaling."
-            )
+    def scale_learning_rate(self, scale: float) -> None:
+        """Multiply the schedule by a factor, from the next step on; it replaces the one before."""
+        self.learning_rate_scale = scale
+        schedule: Any = self.lr_schedulers()
+        set_learning_rate(schedule, self.optim_spec.learning_rate, self._rate_factor(self._total_steps()))
+
+    def _rate_factor(self, total_steps: int) -> Callable[[int], float]:
+        return lambda step: self.learning_rate_scale * learning_rate_factor(self.optim_spec, step, total_steps)
 
     @override
     def cpu(self) -> Self:
@@ -236,37 +179,51 @@ class CausalLMModule(pl.LightningModule):
     def training_step(self, step_batch: StepBatch, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         # The dropout of a step is a function of seed, step and rank, so a resumed run needs no saved RNG state.
-        torch.manual_seed(hash((_run_seed(), self.global_step, self.global_rank)) % 2**63)
+        torch.manual_seed(hash((run_seed(), self.global_step, self.global_rank)) % 2**63)
+        self.activity.now("waiting for the other ranks' token counts", self.global_step + 1)
         counts = self._sum_over_ranks(
             [self.local_weight(step_batch), step_batch.num_loss_tokens, step_batch.num_tokens]
         )
         optimizer.zero_grad()
         loss_sum, num_correct = torch.zeros(2, device=self.device)
+        self.facts.micro_losses = []
         last, masters = len(step_batch.micro_batches) - 1, self._master_weights
         for i, micro_batch in enumerate(step_batch.micro_batches):
+            self.activity.now(f"computing micro-batch {i + 1} of {last + 1}")
             # Master weights add up gradients themselves, so the ranks must agree on each before it leaves the model.
             with optimizer.toggle_model(sync_grad=i == last or masters is not None):
                 sums = self._with_weights(self.micro_loss, micro_batch)
                 self.manual_backward(sums.loss)
             if masters is not None:
                 masters.absorb_gradients_()
+            self.facts.micro_losses.append(sums.loss.detach())
             loss_sum, num_correct = loss_sum + sums.loss.detach(), num_correct + sums.num_correct
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         grad_norm = self._scale_and_clip(gradients, self.trainer.world_size / counts[0].clamp_min(1))
         learning_rate = optimizer.param_groups[0]["lr"]
-        optimizer.step()
+        self.activity.now("waiting for the other ranks' loss")
+        sums_of_ranks = torch.stack([loss_sum, num_correct, grad_norm.to(loss_sum.dtype)])
+        loss_sum, num_correct, norm_sum = self._sum_over_ranks(sums_of_ranks)
+        loss = loss_sum / counts[0].clamp_min(1)
+        is_finite = self.facts.judge(loss, norm_sum / self.trainer.world_size)
+        self.activity.now("updating the weights")
+        step_if_finite(optimizer, is_finite)
         if masters is not None:
             masters.round_to_model_()
         self.lr_schedulers().step()  # type: ignore[union-attr]
-        loss_sum, num_correct = self._sum_over_ranks(torch.stack([loss_sum, num_correct]))
         self.step_metrics = {
-            "loss": loss_sum / counts[0].clamp_min(1),
+            "loss": loss,
             "loss_tokens": counts[1],
             "tokens": counts[2],
             "accuracy": num_correct / counts[1].clamp_min(1),
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
+            "skipped": self.facts.values[2],
         }
+
+    @override
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.activity.now("fetching the next batch", self.global_step + 1)
 
     def _sum_over_ranks(self, values: Tensor | list[float]) -> Tensor:
         tensor = torch.as_tensor(values, device=self.device)
@@ -282,10 +239,10 @@ class CausalLMModule(pl.LightningModule):
             gradients: changed in place.
             scale: number of ranks / global normaliser; DDP has averaged over the ranks.
         """
-        norm = whole(nn.utils.get_total_norm(gradients)) * scale
+        norm = shards.whole(nn.utils.get_total_norm(gradients)) * scale
         if self.optim_spec.max_grad_norm > 0:
             scale = scale * (self.optim_spec.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)  # as clip_grad_norm_ does
-        torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
+        torch._foreach_mul_([shards.local(gradient) for gradient in gradients], scale)
         return norm
 
     @override
@@ -296,17 +253,12 @@ class CausalLMModule(pl.LightningModule):
             trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
             self._master_weights = MasterWeights(trained, dtype, self._master_start)
             parameters, self._master_start = self._master_weights.parameters, {}
-        optimizer = build_optimizer(self.optim_spec, parameters, self._state_sharding())
+        shares_state = self.optim_spec.shard_state and not self.lora_spec.enabled
+        sharding = state_sharding(self.trainer.strategy, shares_state)
+        optimizer = build_optimizer(self.optim_spec, parameters, sharding)
         total_steps = self._total_steps()
-        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(self.optim_spec, step, total_steps))
+        schedule = LambdaLR(optimizer, self._rate_factor(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _state_sharding(self) -> StateSharding:
-        """Adapters are too small for their optimizer's state to be worth a broadcast of the weights in each step."""
-        if self._sharding:
-            return "with weights"
-        wants = self.optim_spec.shard_state and not self.lora_spec.enabled
-        return "by rank" if wants and isinstance(self.trainer.strategy, DDPStrategy) else "none"
 
     def _total_steps(self) -> int:
         if self.trainer.max_steps > 0:
@@ -392,15 +344,10 @@ class CausalLMModule(pl.LightningModule):
 
         Called on every rank, since a sharded model is gathered; global rank 0 writes.
         """
-        state = self._sharding.full_state_dict(self.model) if self._sharding else None
+        state = shards.full_state_dict(self.model) if self._sharding else None
         if self.trainer.is_global_zero:
             export.save_model(self.model, folder, tokenizer, state)
 
     def save_merged_model(self, folder: Path, tokenizer: Any) -> MergeReport | StoredMergeReport:
         """Write the base with the trained adapter merged into it as a complete folder."""
         return merge_run(self, folder, tokenizer)
-
-
-def _run_seed() -> int:
-    """The seed that Lightning's seed_everything set for this run."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

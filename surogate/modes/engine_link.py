@@ -46,6 +46,8 @@ class EngineLink:
         self._is_stored = is_stored(module.model)
         self.dtype: torch.dtype = base_model(module.model).get_input_embeddings().weight.dtype
         self.sync = self._chosen_sync()
+        self.base_hint = ""
+        """What servers that this run does not start have to serve, where that is not the model itself."""
         coarsest = _coarsest(self.dtype, ADAPTER_DTYPES[module.lora_spec.dtype], inference.dtype)
         self.tolerance = parity.TOLERANCES[coarsest]
         """Largest differences between engine and trainer that rounding explains."""
@@ -94,7 +96,14 @@ class EngineLink:
             "dtype": str(self.dtype),
             "untied": untied,
         }
-        return export_base(self._module.model, self._folder / BASE_DIR, tokenizer, fingerprint)
+        folder = export_base(self._module.model, self._folder / BASE_DIR, tokenizer, fingerprint)
+        if is_changed and (self._spec.server_urls or self._spec.feed == "folder"):
+            self.base_hint = (
+                f"Most likely the servers serve {self._module.model_spec.source} as it is, and what trains is what "
+                f"quantisation or adapter_path made of it. Start them with `surogate grpo-infer infer.yaml --model "
+                f"{folder.resolve()}`, which holds it."
+            )
+        return folder
 
     def update(self, version: int, *, noisy: bool = True) -> WeightUpdate:
         """Return the weights as they stand.
@@ -111,7 +120,7 @@ class EngineLink:
         folder = self._folder / WEIGHTS_DIR / f"version_{version}"
         self._forget(version)
         if self.sync == "full":
-            write_weights(tensors(), folder)
+            write_whole(partial(write_weights, tensors()), folder)
             return WeightUpdate(version=version, weights_dir=folder, norm_noise_sigma=sigma)
         write_whole(self._module.save_adapter, folder)
         return WeightUpdate(version=version, adapter_dir=folder, norm_noise_sigma=sigma)

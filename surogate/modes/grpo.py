@@ -233,6 +233,7 @@ class GrpoModule(CausalLMModule):
         if self._data.link.sigma(version) > 0 or not self._sampled:
             return {}
         generator_N, mine_N, is_fresh_N = (torch.cat(parts) for parts in zip(*self._sampled, strict=True))
+        is_fresh_N = is_fresh_N & mine_N.isfinite()  # the others are no fault of the engine, and the step was skipped
         difference_N = (generator_N - mine_N).abs().where(is_fresh_N, 0.0)
         count, total = self._sum_over_ranks(torch.stack([is_fresh_N.sum(), difference_N.double().sum()])).tolist()
         if not count:
@@ -265,7 +266,8 @@ class GrpoModule(CausalLMModule):
         mine = torch.cat([self._score_alone(row, row.temperatures_N) for row in rows])
         if parity.compare(engine, mine).within(self._data.link.tolerance):
             return parity.check(engine, mine, self._data.link.tolerance, {})
-        raise parity.disagreement(engine, mine, self._data.link.tolerance, self._explanations(rows))
+        link = self._data.link
+        raise parity.disagreement(engine, mine, link.tolerance, self._explanations(rows), link.base_hint)
 
     def _explanations(self, rows: list[RolloutMicroBatch]) -> dict[str, Tensor]:
         """Return what the engine's log-probabilities would be under each of the known mistakes."""

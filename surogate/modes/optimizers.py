@@ -47,6 +47,8 @@ def build_optimizer(spec: OptimSpec, parameters: Sequence[nn.Parameter], shardin
     groups: Any = parameter_groups(parameters, spec.weight_decay)
     kind = _optimizer_class(spec.name, sharding)
     numbers: dict[str, Any] = {"lr": spec.learning_rate, "betas": (spec.beta1, spec.beta2), "eps": spec.epsilon}
+    if kind is torch.optim.AdamW and sharding != "with weights" and parameters and all(p.is_cuda for p in parameters):
+        numbers["fused"] = True  # this kernel takes a flag that skips a step without the host waiting (skipping.py)
     if sharding == "by rank":
         from torch.distributed.optim import ZeroRedundancyOptimizer  # compiles optimizers that nobody here uses
 

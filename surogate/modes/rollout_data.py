@@ -8,6 +8,7 @@ sampled again.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from surogate.config.parts_grpo import EnvSpec, InferenceSpec, LinkSpec, OrchestratorSpec, RolloutBatchSpec
 from surogate.data.tokenizers import load_tokenizer
+from surogate.errors import Stopped
 from surogate.modes.engine_link import EngineLink
 from surogate.modes.first_rank import on_first_rank
 from surogate.rl.assembly import async_level, build_generator, build_service
 from surogate.rl.feed import Feed, LocalFeed
 from surogate.rl.micro_batches import Layout, RolloutStepBatch, step_batch
-from surogate.rl.rendering import check_engine_tokens, check_same_rendering, rendering
+from surogate.rl.rendering import check_engine_tokens, check_same_rendering, check_template_options, rendering
 from surogate.rl.transport import FolderFeed
 from surogate.rl.types import RolloutBatch
 
@@ -99,9 +101,11 @@ class RolloutDataModule(pl.LightningDataModule):
 
         Raises:
             ModelError: it cannot be loaded.
+            ConfigError: its chat template does not know an option.
         """
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._tokenizer_source, self._inference.trust_remote_code)
+            check_template_options(self._tokenizer, self._spec.sampling.chat_template_kwargs)
 
     # ---- the feed
 
@@ -119,7 +123,7 @@ class RolloutDataModule(pl.LightningDataModule):
         """
         self._link = EngineLink(module, self._link_spec, self._inference, self._spec.max_steps)
         if facts := on_first_rank(module.trainer, lambda: self._start_feed(module), shared=True):
-            check_same_rendering(rendering(self.tokenizer), facts["rendering"])
+            check_same_rendering(rendering(self.tokenizer, facts["chat_template_kwargs"]), facts["rendering"])
             self._max_completion_len = min(facts["max_tokens"], facts["seq_len"])
 
     def _start_feed(self, module: Any) -> dict[str, Any] | None:
@@ -151,6 +155,7 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def _folder_feed(self) -> Feed:
         assert self._link is not None and self.trainer is not None
+        self._link.model_dir(self.tokenizer)  # where it is not the model itself, servers have to be given it
         _say("%s; the orchestrator is met in %s.", self._link, self.trainer.default_root_dir)
         return FolderFeed(Path(self.trainer.default_root_dir) / TRANSPORT_DIR)
 
@@ -196,15 +201,17 @@ class RolloutDataModule(pl.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """End the engine."""
-        self._close()
+        trainer = self.trainer
+        self._close(is_over=trainer is not None and trainer.global_step >= trainer.max_steps)
 
     def on_exception(self, exception: BaseException) -> None:
-        """End the engine where the run ends early."""
-        self._close()
+        """End the engine where the run ends early. Only Ctrl-C says that nobody will continue it soon."""
+        by_signal = exception.signum == signal.SIGINT if isinstance(exception, Stopped) else False
+        self._close(is_over=by_signal or isinstance(exception, KeyboardInterrupt))
 
-    def _close(self) -> None:
+    def _close(self, *, is_over: bool) -> None:
         if self._feed is not None:
-            self._feed.close()
+            self._feed.close(is_over=is_over)
 
 
 class RolloutLoader:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from surogate.config.parts import OptimSpec
 
@@ -33,3 +35,16 @@ def learning_rate_factor(spec: OptimSpec, step: int, total_steps: int) -> float:
     if spec.schedule == "cosine":
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
     return floor + (1 - floor) * (1 - progress)
+
+
+def set_learning_rate(schedule: Any, peak: float, factor: Callable[[int], float]) -> None:
+    """Let a schedule and its optimizer go on from the rate that the present settings give.
+
+    Args:
+        schedule: torch's LambdaLR.
+        peak: rate that the factor multiplies.
+        factor: of a step, counted from 0.
+    """
+    schedule.base_lrs = [peak] * len(schedule.base_lrs)
+    for group in schedule.optimizer.param_groups:
+        group["lr"] = peak * factor(schedule.last_epoch)

@@ -1,7 +1,7 @@
 """Sharded training: FSDP2 as a Lightning strategy, and its checkpoints.
 
 Weights, gradients and optimizer state are spread over all ranks; a layer's weights are gathered when it computes. What
-is not here: which modules train (models/), and the step, which is the same (base.py).
+is not here: how a model is spread (models/shards.py), and the step, which is the same (base.py).
 
 The one idea: **a checkpoint is safetensors files and plain values.** Each rank writes its shards beside those of the
 others, every tensor knows its place in the whole, and so any number of ranks can go on. torch's own format of
@@ -10,15 +10,12 @@ distributed checkpoints has a pickled index, which reading would run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import MethodType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -27,18 +24,15 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from surogate.errors import CheckpointError
-from surogate.models.weights import materialize_
-from surogate.quant.layer_names import decoder_layers, num_decoder_layers
+from surogate.modes.optimizers import StateSharding
 
 VALUES_FILE = "values.pt"
 """Beside the shards: everything of a checkpoint that is not sharded, as plain values and tensors."""
-
-T = TypeVar("T")
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -53,59 +47,16 @@ class ShardedStrategy(ModelParallelStrategy):
     def __init__(self, reshard_after_forward: bool = True) -> None:
         super().__init__(tensor_parallel_size=1)
         self.reshard_after_forward = reshard_after_forward
-        self._dtype: torch.dtype | None = None
 
     @override
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_processes * self.num_nodes
         super().setup_environment()
 
-    # ---- the model
-
-    def shard_(self, model: Any, master_dtype: torch.dtype | None = None) -> None:
-        """Spread a model's weights over the ranks, a decoder layer at a time.
-
-        What is deferred is read here, so that no rank ever holds more than one layer and its own share.
-
-        Args:
-            model: a transformers model, on the CPU or deferred, the same on every rank.
-            master_dtype: what the shards are kept and updated in; layers compute in the model's own dtype all the same.
-        """
-        self._dtype = next(parameter.dtype for parameter in model.parameters())
-        policy = MixedPrecisionPolicy(param_dtype=self._dtype if master_dtype else None, reduce_dtype=torch.float32)
-        layers = [model.get_submodule(name) for name in decoder_layers(model, num_decoder_layers(model))]
-        for part in [*layers, model]:
-            materialize_(part, torch.device("cpu"))
-            if master_dtype is not None:
-                _cast_parameters_(part, master_dtype)
-            fully_shard(
-                part,
-                mesh=self.device_mesh["data_parallel"],
-                reshard_after_forward=self.reshard_after_forward and part is not model,
-                mp_policy=policy,
-            )
-        model.surogate_run = MethodType(lambda _, function, arguments: function(*arguments), model)
-        register_fsdp_forward_method(model, "surogate_run")
-
-    def run(self, model: Any, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function that uses parts of the model, with embeddings, final norm and head gathered."""
-        result: T = model.surogate_run(function, arguments)
-        return result
-
-    def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """Gather the weights on global rank 0, on the CPU and in the model's dtype; called on every rank.
-
-        Returns:
-            Each weight once, by its first name; nothing on the other ranks.
-        """
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_model_state_dict(model, options=options)
-        names = {name for name, _ in model.named_parameters()}  # a tied weight has one of its names here
-        return {
-            name: value.to(self._dtype) if name in names else value
-            for name, value in state.items()
-            if name in names or name not in dict(model.named_parameters(remove_duplicate=False))
-        }
+    @property
+    def mesh(self) -> DeviceMesh:
+        """All ranks, in one dimension."""
+        return self.device_mesh["data_parallel"]
 
     # ---- checkpoints
 
@@ -155,19 +106,21 @@ class ShardedStrategy(ModelParallelStrategy):
         return {**values, "state_dict": weights}
 
 
+def state_sharding(strategy: Any, wanted: bool) -> StateSharding:
+    """Return where the ranks' shares of the optimizer's state are.
+
+    Args:
+        strategy: of the trainer.
+        wanted: share it out under DDP too; an adapter's is too small to be worth sending weights in each step.
+    """
+    if isinstance(strategy, ShardedStrategy):
+        return "with weights"
+    return "by rank" if wanted and isinstance(strategy, DDPStrategy) else "none"
+
+
 def is_sharded(path: Path) -> bool:
     """Whether a checkpoint's trainer state was written by a ShardedStrategy."""
     return (path / VALUES_FILE).is_file()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's share of a tensor, or the tensor where it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor with the shares of all ranks; called on every rank."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _split(state: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, DTensor]], dict[str, dict[str, Any]]]:
@@ -175,10 +128,3 @@ def _split(state: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, DTenso
     sharded = {name: {k: v for k, v in values.items() if isinstance(v, DTensor)} for name, values in state.items()}
     plain = {name: {k: v for k, v in values.items() if not isinstance(v, DTensor)} for name, values in state.items()}
     return sharded, plain
-
-
-def _cast_parameters_(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast what is not sharded yet; buffers stay as they are."""
-    for parameter in module.parameters():
-        if not isinstance(parameter, DTensor):
-            parameter.data = parameter.data.to(dtype)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from surogate import chips
 from surogate.config.recipe import Recipe
 from surogate.errors import ConfigError, HardwareError
 from surogate.quant.compute_fp8 import Fp8Gemm, Fp8Scaling
@@ -81,12 +82,6 @@ def _said(dtype: str) -> str:
     return "the dtype of the weights" if dtype == "model" else dtype
 
 
-_CAPABILITIES = {"float8": (8, 9), "nvfp4": (10, 0)}
-"""First compute capability whose tensor cores take the numbers."""
-
-_CHIPS = {"float8": "Ada, Hopper and later", "nvfp4": "Blackwell and later"}
-
-
 def runs_natively(recipe: Recipe, device: torch.device) -> bool:
     """Tell whether a recipe's products run on this device's tensor cores.
 
@@ -95,7 +90,7 @@ def runs_natively(recipe: Recipe, device: torch.device) -> bool:
     """
     if recipe.family == "plain":
         return True
-    needed = _CAPABILITIES[recipe.family]
+    needed = chips.PRODUCTS[recipe.family]
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     is_native = capability is not None and capability >= needed
     if recipe.backend == "emulate" or (recipe.emulate and not is_native):
@@ -108,8 +103,8 @@ def runs_natively(recipe: Recipe, device: torch.device) -> bool:
         instead = "recipe_emulate: true" + (f" with {key}: auto" if recipe.backend == "scaled_mm" else "")
         raise HardwareError(
             f"recipe: {recipe.name} computes in {recipe.matmul_dtype} on tensor cores of compute capability "
-            f"{needed[0]}.{needed[1]} ({_CHIPS[recipe.family]}), and {found}. Set recipe: bf16, or {instead} to "
-            "compute the same numbers by dequantising, slower than bf16."
+            f"{needed[0]}.{needed[1]} ({chips.PRODUCT_CHIPS[recipe.family]}), and {found}. "
+            f"Set recipe: bf16, or {instead} to compute the same numbers by dequantising, slower than bf16."
         )
     return True
 

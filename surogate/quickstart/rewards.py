@@ -42,7 +42,7 @@ def _read(path: Path) -> Rows:
 def show_curve(console: Console, run: RunFolder) -> None:
     """Print the mean reward of each step as a line of bars."""
     records = [json.loads(line) for line in run.metrics_jsonl.read_text(encoding="utf-8").splitlines()]
-    rewards = [record["reward/mean"] for record in records if record.get("reward/mean") is not None]
+    rewards = [record["rl/reward/mean"] for record in records if record.get("rl/reward/mean") is not None]
     bars = "".join(_BLOCKS[min(int(reward * len(_BLOCKS)), len(_BLOCKS) - 1)] for reward in rewards)
     console.print(f"\nMean reward of the {len(rewards)} steps: {rewards[0]:.2f} {bars} {rewards[-1]:.2f}")
 

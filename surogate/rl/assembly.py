@@ -85,7 +85,7 @@ def build_service(
     of_evaluation = [build_environment(environment) for environment in spec.eval.env]
     weights = [environment.weight for environment in environments]
     orchestrator = Orchestrator(spec, built, weights, generator, tokenizer, async_level)
-    evaluation = Evaluation(spec.eval, of_evaluation, generator, tokenizer, spec.sampling.max_tokens, spec.seq_len)
+    evaluation = Evaluation(spec, of_evaluation, generator, tokenizer)
     return RolloutService(orchestrator, evaluation)
 
 

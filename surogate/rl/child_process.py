@@ -16,6 +16,11 @@ from contextlib import suppress
 from typing import Any
 
 
+def usable_cpus() -> int:
+    """Return the CPUs that this process may use; a container or a scheduler may have left it fewer than there are."""
+    return len(os.sched_getaffinity(0))
+
+
 class ChildProcess:
     """A running process, in a session of its own.
 
@@ -81,15 +86,20 @@ class ChildProcess:
             except BlockingIOError:
                 await _ready(fd, loop.add_reader, loop.remove_reader)
 
-    async def read_line(self) -> bytes:
-        """Return the next line of standard output; one without an end where the output ended."""
-        looked_at = 0
+    async def read_line(self, limit: int) -> bytes:
+        """Return the next line of standard output; one without an end where the output ended or is longer.
+
+        Args:
+            limit: bytes that are read at most, and a pipe's content.
+        """
+        looked_at, is_over = 0, False
         while (end := self._unread.find(b"\n", looked_at)) < 0:
-            looked_at = len(self._unread)
-            piece = await self.read()
-            if not piece:
+            if is_over or len(self._unread) > limit:
                 end = len(self._unread) - 1
                 break
+            looked_at = len(self._unread)
+            piece = await self.read()
+            is_over = not piece
             self._unread += piece
         line = bytes(self._unread[: end + 1])
         del self._unread[: end + 1]

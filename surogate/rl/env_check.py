@@ -10,17 +10,26 @@ import itertools
 import math
 import random
 import statistics
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from surogate.errors import GeneratorError, SurogateError
+from surogate.errors import DataError, GeneratorError, SurogateError
+from surogate.foreign import ForeignCode, describe
 from surogate.rl.environments.base import Environment, Policy
+from surogate.rl.rollout_checks import asked, checked_example, source_of
 from surogate.rl.types import Completion, Example, Message
 
+Render = Callable[[str | list[Message]], list[int]]
+"""Prompt -> its tokens."""
+
 _MAX_SHOWN = 3
-"""Errors that are shown in full."""
+"""Different errors that are shown in full."""
+_ANY_ID = "\0"
+"""Stands for the example's id in an error."""
 
 
 @dataclass(slots=True)
@@ -35,7 +44,9 @@ class EnvReport:
         rewards: of each example's completions.
         seconds: spent on rewards, by completion.
         truncated: share of completions that were cut off.
-        errors: what was raised.
+        prompt_lens: tokens of each prompt; none where no tokenizer was given.
+        max_len: most tokens of a prompt and its completion.
+        errors: what was raised, with the examples that it was raised for.
     """
 
     env: str
@@ -45,7 +56,19 @@ class EnvReport:
     rewards: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
     truncated: float = 0.0
-    errors: list[str] = field(default_factory=list)
+    prompt_lens: list[int] = field(default_factory=list)
+    max_len: int = 0
+    errors: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, error: BaseException, example_id: str, source: str | None = None) -> None:
+        """Keep what was raised for an example; what differs only in the example's id is the same."""
+        text = str(error).removeprefix(f"{self.env}: ") if isinstance(error, SurogateError) else describe(error, source)
+        self.errors.setdefault(text.replace(example_id, _ANY_ID), []).append(example_id)
+
+    @property
+    def num_too_long(self) -> int:
+        """Prompts that leave no room for a completion."""
+        return sum(length >= self.max_len for length in self.prompt_lens)
 
     def without_signal(self, group_size: int) -> float:
         """Return the expected share of groups whose rewards are all the same.
@@ -67,7 +90,9 @@ class EnvReport:
         """Say what would keep a run from learning."""
         found = []
         if self.errors:
-            found.append(f"{len(self.errors)} calls failed")
+            found.append(f"{sum(map(len, self.errors.values()))} calls failed")
+        if self.prompt_lens and self.num_too_long == len(self.prompt_lens):
+            found.append(f"no prompt leaves room for a completion in seq_len {self.max_len}")
         if self.references and self.rewards and max(self.references) <= min(map(min, self.rewards)):
             found.append("reference answers get no more than the worst completion")
         if self.has_policy and self.rewards and self.without_signal(len(self.rewards[0])) == 1.0:
@@ -77,6 +102,10 @@ class EnvReport:
     def lines(self) -> list[str]:
         """Return the report for a terminal."""
         lines = [f"{self.env}: {self.num_examples} prompts"]
+        if self.prompt_lens:
+            too_long = f"; {self.num_too_long} leave no room for a completion" if self.num_too_long else ""
+            lens = f"{min(self.prompt_lens)} to {max(self.prompt_lens)} ({len(self.prompt_lens)})"
+            lines.append(f"  tokens of prompts    {lens}, of seq_len {self.max_len}{too_long}")
         if self.references:
             lines.append(f"  reference answers    {_spread(self.references)}")
         else:
@@ -90,14 +119,23 @@ class EnvReport:
             n = len(self.rewards[0])
             lines.append(f"  cut off at max_tokens {self.truncated:.0%}")
             lines.append(f"  groups of {n} without signal {self.without_signal(n):.0%}")
-        lines += [f"  error: {error}" for error in self.errors[:_MAX_SHOWN]]
+        for text, ids in list(self.errors.items())[:_MAX_SHOWN]:
+            times = f" ({len(ids)} times)" if len(ids) > 1 else ""
+            lines.append(f"  error: {ids[0]}: {text.replace(_ANY_ID, ids[0])}{times}")
         if len(self.errors) > _MAX_SHOWN:
-            lines.append(f"  and {len(self.errors) - _MAX_SHOWN} more errors")
+            lines.append(f"  and {len(self.errors) - _MAX_SHOWN} other errors")
         lines += [f"  problem: {problem}" for problem in self.problems()]
         return lines
 
 
-async def check(environment: Environment, policy: Policy | None, num_examples: int, n: int) -> EnvReport:
+async def check(
+    environment: Environment,
+    policy: Policy | None,
+    num_examples: int,
+    n: int,
+    max_len: int = sys.maxsize,
+    render: Render | None = None,
+) -> EnvReport:
     """Run some examples of an environment.
 
     Args:
@@ -105,37 +143,73 @@ async def check(environment: Environment, policy: Policy | None, num_examples: i
         policy: samples completions; None = stand-ins that no model made.
         num_examples: to run, from the first on.
         n: completions of each.
+        max_len: most tokens of a prompt and its completion; stand-ins have no tokens.
+        render: gives the tokens of a prompt, where the model's tokenizer is known.
 
     Raises:
         GeneratorError: the policy's engine failed.
     """
-    report = EnvReport(environment.name, len(environment), policy is not None)
+    report = EnvReport(environment.name, len(environment), policy is not None, max_len=max_len)
     spent, count, truncated = 0.0, 0, 0
     for index in range(min(num_examples, len(environment))):
-        example = environment.example(index)
-        reference = environment.reference(example)
+        try:
+            example = checked_example(environment, index)
+        except DataError as error:
+            report.note(error, f"{environment.name}/{index}")
+            continue
+        _measure(environment, example, render, report)
+        reference = _reference(environment, example, report)
         if reference is not None:
-            report.references += await _run(environment, example, 1, ScriptedPolicy([reference]), report.errors)
-        asked = _TimedPolicy(policy or ScriptedPolicy(stand_ins(example)))
+            report.references += await _run(environment, example, 1, ScriptedPolicy([reference]), report)
+        asked_policy = _TimedPolicy(policy or ScriptedPolicy(stand_ins(example)))
         start = time.perf_counter()
-        rewards = await _run(environment, example, n, asked, report.errors)
+        rewards = await _run(environment, example, n, asked_policy, report, sys.maxsize if policy is None else max_len)
         if rewards:
-            spent += time.perf_counter() - start - asked.seconds
+            spent += time.perf_counter() - start - asked_policy.seconds
             count += len(rewards)
-            truncated += asked.num_truncated
+            truncated += asked_policy.num_truncated
             report.rewards.append(rewards)
     report.seconds, report.truncated = spent / max(1, count), truncated / max(1, count)
     return report
 
 
-async def _run(environment: Environment, example: Example, n: int, policy: Policy, errors: list[str]) -> list[float]:
-    try:
-        return [rollout.reward for rollout in await environment.rollouts(example, n, policy)]
-    except GeneratorError:
-        raise
-    except SurogateError as error:
-        errors.append(f"{example.id}: {error}")
-        return []
+def _measure(environment: Environment, example: Example, render: Render | None, report: EnvReport) -> None:
+    if render is None:
+        return
+    rendering = ForeignCode()  # a chat template may refuse, for example, a system's message
+    with rendering:
+        report.prompt_lens.append(len(render(example.prompt)))
+    _note(rendering.error, example, report, None)
+
+
+def _reference(environment: Environment, example: Example, report: EnvReport) -> str | None:
+    asking = ForeignCode()
+    reference = None
+    with asking:
+        reference = environment.reference(example)
+    _note(asking.error, example, report, source_of(environment))
+    return reference
+
+
+async def _run(
+    environment: Environment, example: Example, n: int, policy: Policy, report: EnvReport, max_len: int = sys.maxsize
+) -> list[float]:
+    answering = ForeignCode()
+    rewards: list[float] = []
+    with answering:
+        rewards = [rollout.reward for rollout in await asked(environment, example, n, policy, max_len)]
+    if isinstance(answering.error, GeneratorError):
+        raise answering.error
+    _note(answering.error, example, report, source_of(environment))
+    return rewards
+
+
+def _note(error: BaseException | None, example: Example, report: EnvReport, source: str | None) -> None:
+    if error is None:
+        return
+    if not isinstance(error, Exception):
+        raise error
+    report.note(error, example.id, source)
 
 
 def stand_ins(example: Example) -> list[str]:
@@ -154,6 +228,7 @@ class ScriptedPolicy:
     """
 
     tokenizer = None
+    chat_template_kwargs: Mapping[str, Any] = {}
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = itertools.cycle(texts)
@@ -186,8 +261,8 @@ class _TimedPolicy:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self.tokenizer = policy.tokenizer
-        self.render: Callable[[str | list[Message]], list[int]] = policy.render
+        self.tokenizer, self.chat_template_kwargs = policy.tokenizer, policy.chat_template_kwargs
+        self.render: Render = policy.render
         self.decode: Callable[[Sequence[int]], str] = policy.decode
         self.seconds = 0.0
         self.num_truncated = 0

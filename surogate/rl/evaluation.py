@@ -8,21 +8,21 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from surogate.config.parts_grpo import EvalSpec, SamplingSpec
+from surogate.config.parts_grpo import OrchestratorSpec
 from surogate.errors import DataError, GeneratorError
 from surogate.rl.environments.base import Environment, RewardError
 from surogate.rl.generators.protocol import Generator
 from surogate.rl.policy import SampledPolicy, UnusablePrompt
-from surogate.rl.rollout_checks import checked_rollouts, environment_failure
+from surogate.rl.rollout_checks import asked, checked_example, environment_failure
 from surogate.rl.types import Example, Rollout
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 64
-"""Examples under way at the same time."""
+_MIN_AT_ONCE = 64
+"""Completions under way at the same time, where a step of training has fewer."""
 
 _NOTICE_SECONDS = 60.0
 _STOP_SECONDS = 60.0
@@ -47,12 +47,10 @@ class Evaluation:
     """Asks the same questions at every call.
 
     Args:
-        spec: how many, and how they are sampled.
+        spec: its `eval` says how many are asked and how they are sampled, the rest what holds in training too.
         environments: each with a name of its own.
         generator: the engine, which must be awake.
         tokenizer: the model's.
-        max_tokens: longest completion.
-        max_len: most tokens of a prompt and its completion.
         stall_seconds: without an answer for so long it fails.
 
     Raises:
@@ -61,18 +59,22 @@ class Evaluation:
 
     def __init__(
         self,
-        spec: EvalSpec,
+        spec: OrchestratorSpec,
         environments: Sequence[Environment],
         generator: Generator,
         tokenizer: Any,
-        max_tokens: int,
-        max_len: int,
         stall_seconds: float = 1800.0,
     ) -> None:
-        self.spec, self.environments = spec, list(environments)
+        self.spec, self.environments = spec.eval, list(environments)
         self._generator, self._tokenizer = generator, tokenizer
-        self._sampling = SamplingSpec(max_tokens=spec.max_tokens or max_tokens, temperature=spec.temperature)
-        self._max_len, self._stall_seconds = max_len, stall_seconds
+        self._sampling = replace(
+            spec.sampling,
+            max_tokens=spec.eval.max_tokens or spec.sampling.max_tokens,
+            temperature=spec.eval.temperature,
+            temp_scheduler=None,
+        )
+        self._at_once = max(1, max(_MIN_AT_ONCE, spec.batch_size) // spec.eval.rollouts_per_example)
+        self._max_len, self._stall_seconds = spec.seq_len, stall_seconds
         for environment in environments:
             if not len(environment):
                 raise DataError(f"eval.env: {environment.name} has no prompts. Give it some, or remove it.")
@@ -103,8 +105,10 @@ class Evaluation:
 
     async def _ask(self, environment: Environment) -> list[list[Rollout] | None]:
         """Return the rollouts of each example, None where it could not be answered or scored."""
-        gate = asyncio.Semaphore(_AT_ONCE)
-        examples = [environment.example(index) for index in range(min(self.spec.num_examples, len(environment)))]
+        gate = asyncio.Semaphore(self._at_once)
+        examples = [
+            checked_example(environment, index) for index in range(min(self.spec.num_examples, len(environment)))
+        ]
         # The same numbers are drawn at every evaluation.
         tasks = {
             asyncio.create_task(self._answer(environment, example, 7919 * index, gate)): example
@@ -149,11 +153,8 @@ class Evaluation:
     ) -> list[Rollout] | None:
         async with gate:
             policy = SampledPolicy(self._tokenizer, self._generator, self._sampling, self._max_len, seed)
-            count = self.spec.rollouts_per_example
             try:
-                return checked_rollouts(
-                    await environment.rollouts(example, count, policy), example, count, self._max_len
-                )
+                return await asked(environment, example, self.spec.rollouts_per_example, policy, self._max_len)
             except (RewardError, UnusablePrompt) as error:
                 log.warning("Evaluation leaves out %s: %s", example.id, error)
                 return None

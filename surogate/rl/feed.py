@@ -24,6 +24,7 @@ from surogate.rl.generators.protocol import WeightUpdate
 from surogate.rl.group_maker import GroupMaker
 from surogate.rl.orchestrator import Orchestrator
 from surogate.rl.policy import UnusablePrompt
+from surogate.rl.rollout_checks import checked_example
 from surogate.rl.rollout_metrics import RolloutTally
 from surogate.rl.types import Group, RolloutBatch
 
@@ -63,10 +64,6 @@ class Feed(Protocol):
         """Sample as training does, with the weights that were published last."""
         ...
 
-    def score(self, token_ids: list[int]) -> list[float]:
-        """Let the engine score a sequence; see Generator.score."""
-        ...
-
     def scores(self) -> list[float]:
         """Return the engine's scores of the sequence that came with the weights published last."""
         ...
@@ -79,8 +76,12 @@ class Feed(Protocol):
         """Go on from the ledger of a batch; before start."""
         ...
 
-    def close(self) -> None:
-        """End everything that was started; may be called twice."""
+    def close(self, *, is_over: bool = True) -> None:
+        """End everything that was started; may be called twice.
+
+        Args:
+            is_over: nobody will continue the run. What somebody else started may stay for who does.
+        """
         ...
 
 
@@ -112,29 +113,31 @@ class RolloutService:
 
         Raises:
             RewardError, UnusablePrompt: of too many examples in a row.
+            DataError: an environment is broken.
         """
         orchestrator = self.orchestrator
         spec = replace(orchestrator.spec, rollouts_per_example=_PROBE_SIZE, filters=[])
         environments = orchestrator.environments
         maker = GroupMaker(spec, environments, orchestrator.generator, orchestrator.tokenizer, RolloutTally())
         groups: list[Group] = []
+        reasons: dict[str, list[str]] = {}
         number = num_failed = 0
         while len(groups) < num_groups:
             environment = environments[number % len(environments)]
-            example = environment.example(number // len(environments) % len(environment))
+            example = checked_example(environment, number // len(environments) % len(environment))
             try:
                 groups.append(await maker.make(example, number, orchestrator.next_step))
             except (RewardError, UnusablePrompt) as error:
                 num_failed += 1
-                log.warning("The probe leaves out %s: %s", example.id, error)
+                reasons.setdefault(str(error), []).append(example.id)
+                if len(reasons[str(error)]) == 1:
+                    log.warning("The probe leaves out %s: %s", example.id, error)
                 if num_failed == _PROBE_TRIES * num_groups:
+                    _tell_repeated(reasons)
                     raise
             number += 1
+        _tell_repeated(reasons)
         return groups
-
-    async def score(self, token_ids: list[int]) -> list[float]:
-        """Let the engine score a sequence."""
-        return await self.orchestrator.generator.score(token_ids)
 
     async def scores(self) -> list[float]:
         """Wait for the scores of the sequence that came with the newest weights."""
@@ -156,6 +159,13 @@ class RolloutService:
             stack.push_async_callback(self.orchestrator.close)
             for environment in self._evaluation.environments:
                 stack.push_async_callback(environment.close)
+
+
+def _tell_repeated(reasons: dict[str, list[str]]) -> None:
+    """Say how often the probe met a reason that was told only once."""
+    for first, *others in reasons.values():
+        if others:
+            log.warning("The probe left out %d more prompts for the reason told of %s.", len(others), first)
 
 
 class LocalFeed:
@@ -193,10 +203,6 @@ class LocalFeed:
         """Sample as training does; see Feed."""
         return self._call(self._service.probe(num_groups))
 
-    def score(self, token_ids: list[int]) -> list[float]:
-        """Let the engine score a sequence."""
-        return self._call(self._service.score(token_ids))
-
     def scores(self) -> list[float]:
         """Return the engine's scores of the sequence that came with the newest weights."""
         return self._call(self._service.scores())
@@ -209,8 +215,8 @@ class LocalFeed:
         """Go on from a ledger; before start."""
         self._ledger = ledger
 
-    def close(self) -> None:
-        """Stop the tasks, the engine and the thread."""
+    def close(self, *, is_over: bool = True) -> None:
+        """Stop the tasks, the engine and the thread, in any case."""
         loop, self._loop = self._loop, None
         if loop is None:
             return

@@ -16,7 +16,7 @@ from surogate.rl import filters
 from surogate.rl.environments.base import Environment
 from surogate.rl.generators.protocol import Generator
 from surogate.rl.policy import SampledPolicy
-from surogate.rl.rollout_checks import checked_rollouts
+from surogate.rl.rollout_checks import asked
 from surogate.rl.rollout_metrics import RolloutTally
 from surogate.rl.temperature import scheduled_temperature
 from surogate.rl.types import Example, Group, Rollout
@@ -56,7 +56,7 @@ class GroupMaker:
         Raises:
             RewardError: the reward failed; another group may do better.
             UnusablePrompt: nothing can be sampled; likewise.
-            DataError: the environment is broken; it may also raise anything else.
+            DataError: the environment is broken, or raised something.
             GeneratorError: the engine failed.
         """
         spec, tally = self._spec, self._tally
@@ -65,13 +65,10 @@ class GroupMaker:
         seed = (first * 1_000_003 + number * 4099) % 2**31  # 4099 turns before two groups draw alike
         policy = SampledPolicy(self._tokenizer, self._generator, sampling, spec.seq_len, seed, tally.sampling_clock)
         began = time.time()
-        try:
-            with tally.scoring_clock.running():
-                rollouts = await self._environments[example.env].rollouts(example, spec.rollouts_per_example, policy)
-        finally:
-            tally.count("tokens/generated", policy.num_tokens)
-        checked = checked_rollouts(rollouts, example, spec.rollouts_per_example, spec.seq_len)
-        marked = tuple(self._filtered(rollout) for rollout in checked)
+        with tally.scoring_clock.running():
+            environment = self._environments[example.env]
+            rollouts = await asked(environment, example, spec.rollouts_per_example, policy, spec.seq_len)
+        marked = tuple(self._filtered(rollout) for rollout in rollouts)
         return Group(example=example, rollouts=marked, temperature=sampling.temperature, began=began, ended=time.time())
 
     def _filtered(self, rollout: Rollout) -> Rollout:

@@ -48,8 +48,8 @@ class RolloutStepBatch(StepBatch):
 
     Attributes:
         step: updates behind the policy that it is for.
-        normalisers: this rank's share of what a loss may be divided by: tokens, sequences and groups that the step
-            has, those included that teach nothing.
+        normalisers: this rank's share of what a loss may be divided by: tokens and sequences that the step has, those
+            included that teach nothing.
         rollout_metrics: numbers of the whole batch, on every rank alike.
         batch: the rollouts themselves; for records.
     """
@@ -113,7 +113,6 @@ def step_batch(batch: RolloutBatch, layout: Layout, rank: int, *, keeps_all: boo
     totals = {
         "tokens": float(sum(rollout.num_sampled for rollout in counted)),
         "sequences": float(len(counted)),
-        "groups": float(len(batch.groups)),
     }
     width = sum(_length(rollout) for rollout, _ in tagged) / max(1, len(packs) * layout.sequence_len)
     return RolloutStepBatch(

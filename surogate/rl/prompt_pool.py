@@ -16,6 +16,7 @@ from typing import Any
 from surogate.config.parts_grpo import BufferSpec
 from surogate.errors import CheckpointError, DataError
 from surogate.rl.environments.base import Environment
+from surogate.rl.rollout_checks import checked_example
 from surogate.rl.types import Example
 
 
@@ -71,7 +72,11 @@ class PromptPool:
         self._owed: list[str] = []  # in the order in which they were handed out; an id may be owed for two passes
 
     def draw(self) -> Example:
-        """Hand out an example, which is owed from now on; returned ones come first."""
+        """Hand out an example, which is owed from now on; returned ones come first.
+
+        Raises:
+            DataError: the environment is broken.
+        """
         if self._returned:
             example_id = self._returned.popleft()
         else:
@@ -80,9 +85,7 @@ class PromptPool:
             example_id = f"{name}/{self._next_index(name)}"
         self._owed.append(example_id)
         name, _, index = example_id.rpartition("/")
-        example = self._environments[name].example(int(index))
-        assert example.id == example_id, f"{name}: example {index} calls itself {example.id}, not {example_id}"
-        return example
+        return checked_example(self._environments[name], int(index))
 
     def give_back(self, example: Example) -> None:
         """Take back an example that could not be trained on; it is handed out again."""

@@ -1,39 +1,95 @@
 """Rendering: what a tokenizer makes of texts, as plain values that two processes can compare.
 
-What is not here: the prompts of a run (policy.py). The one idea: prompts become tokens once, in the orchestrator.
-Whoever else handles them must mean the same by them: the trainer, whose adapter is used with the trainer's tokenizer
-later, and the engine, which ends a completion where its own model ends texts.
+What is not here: what is sampled after a prompt (policy.py). The one idea: prompts become tokens once, in the
+orchestrator. Whoever else handles them must mean the same by them: the trainer, whose adapter is used with the
+trainer's tokenizer later, and the engine, which ends a completion where its own model ends texts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from surogate.errors import ModelError
+from surogate.errors import ConfigError, DataError, ModelError
+from surogate.rl.types import Message
 
 _TEXT = "What is 7 + 5?\nA naïve guess: 13."
-_CONVERSATION = [
+_CONVERSATION: list[Message] = [
     {"role": "user", "content": "What is 7 + 5?"},
     {"role": "assistant", "content": "12"},
     {"role": "user", "content": "And 3 more?"},
 ]
 
 
-def rendering(tokenizer: Any) -> dict[str, Any]:
-    """Return how a tokenizer writes a text and a conversation, and the digest of its vocabulary."""
+def prompt_tokens(tokenizer: Any, prompt: str | list[Message], options: Mapping[str, Any]) -> list[int]:
+    """Return the tokens of a prompt: text as it is, messages by the chat template and with the start of a reply.
+
+    Args:
+        tokenizer: the model's.
+        prompt: text or messages.
+        options: of the chat template.
+
+    Raises:
+        DataError: there are messages, and no chat template.
+    """
+    if not isinstance(prompt, str):
+        if tokenizer.chat_template is None:
+            raise DataError(
+                "The tokenizer has no chat template, and the environment asks in messages. Use an environment with "
+                "plain text prompts, or a tokenizer with a template."
+            )
+        return list(
+            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False, **dict(options))
+        )
+    # As a text of the training data begins: with the tokenizer's own first token, where it has one. But a tokenizer
+    # that ends texts by itself would have the policy go on after the end.
+    ids = list(tokenizer(prompt).input_ids)
+    is_ended = tokenizer.eos_token_id is not None and ids[-1:] == [tokenizer.eos_token_id]
+    return ids[:-1] if is_ended and len(ids) > 1 and not prompt.endswith(tokenizer.eos_token) else ids
+
+
+def check_template_options(tokenizer: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options that the chat template does not mention; it would ignore them without a word.
+
+    Args:
+        tokenizer: the model's.
+        options: sampling.chat_template_kwargs.
+
+    Raises:
+        ConfigError: it has no template, or one that does not mention an option.
+    """
+    if not options:
+        return
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            "sampling.chat_template_kwargs is set, and the tokenizer has no chat template to take it. Remove it."
+        )
+    words = set(re.findall(r"\w+", str(tokenizer.get_chat_template())))
+    unknown = [name for name in options if name not in words]
+    if unknown:
+        raise ConfigError(
+            f"sampling.chat_template_kwargs has {', '.join(unknown)}, and the model's chat template knows no such "
+            "option. Correct its name, or remove it."
+        )
+
+
+def rendering(tokenizer: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a tokenizer writes a text and a conversation, and the digest of its vocabulary.
+
+    Args:
+        tokenizer: the model's.
+        options: of the chat template.
+    """
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     has_template = tokenizer.chat_template is not None
     return {
         "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        "tokens of a plain text": list(tokenizer(_TEXT).input_ids),
-        "chat template": list(
-            tokenizer.apply_chat_template(_CONVERSATION, add_generation_prompt=True, return_dict=False)
-        )
-        if has_template
-        else None,
+        "tokens of a plain text": prompt_tokens(tokenizer, _TEXT, {}),
+        "chat template": prompt_tokens(tokenizer, _CONVERSATION, options) if has_template else None,
         "end token": tokenizer.eos_token_id,
     }
 

@@ -7,7 +7,6 @@ this module knows; what the reward prints goes to standard error, and what it re
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import json
 import math
@@ -18,11 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from surogate.foreign import ForeignCode, describe, load_file
 from surogate.rl.isolation import lockdown
-from surogate.rl.isolation.foreign import ForeignCode, describe
 
-_MEMORY_BYTES = 8 << 30
+_MEMORY_BYTES = 4 << 30
 """Address space of a worker that is locked down; the libraries of the built-in rewards map one or two."""
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_BY_PLACE = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
 
 
 def main() -> None:
@@ -37,6 +43,7 @@ def main() -> None:
     with ForeignCode() as loading:
         reward = load(target)
         if folder:
+            _silence()
             _lock_down(folder)
     _send(answers, {"error": None if loading.error is None else describe(loading.error, filename)})
     if reward is None or loading.error is not None:
@@ -48,7 +55,7 @@ def main() -> None:
             answer = {"rewards": _plain(_call(reward, request["completions"], request["columns"]))}
         if scoring.error is not None:
             answer = {"error": describe(scoring.error, filename)}
-        _send(answers, answer)
+        _send(answers, {**answer, "token": request["token"]})
 
 
 def load(target: str) -> Callable[..., Any]:
@@ -61,17 +68,7 @@ def load(target: str) -> Callable[..., Any]:
         AttributeError: there is no such function; and whatever the file raises.
     """
     place, _, name = target.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(place).resolve()
-        # At the end: a file of the user's must not stand in for a module of Python.
-        sys.path.append(str(path.parent))
-        spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
+    module = load_file(place) if place.endswith(".py") else importlib.import_module(place)
     reward: Callable[..., Any] = getattr(module, name)
     return reward
 
@@ -79,6 +76,14 @@ def load(target: str) -> Callable[..., Any]:
 def _filename(target: str) -> str | None:
     place = target.rpartition(":")[0]
     return str(Path(place).resolve()) if place.endswith(".py") else None
+
+
+def _silence() -> None:
+    """Print nothing from now on: a log could be filled, and one that is a large file already would end the process."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _lock_down(folder: str) -> None:
@@ -93,27 +98,41 @@ def _lock_down(folder: str) -> None:
 
 
 def _call(reward: Callable[..., Any], completions: list[str], columns: dict[str, list[Any]]) -> Any:
-    """Call a reward with the columns that it takes."""
-    parameters = list(inspect.signature(reward).parameters.values())[1:]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return reward(completions, **columns)
-    taken = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
-    missing = [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty and parameter.name in taken and parameter.name not in columns
-    ]
+    """Call a reward with the columns that it takes.
+
+    Raises:
+        TypeError: it takes no completions, or what the data does not have; and whatever it raises.
+    """
+    parameters = list(inspect.signature(reward).parameters.values())
+    named = {parameter.name: parameter for parameter in parameters if parameter.kind in _BY_NAME}
+    given: dict[str, Any] = {**columns, "completions": completions}
+    first: list[Any] = []
+    if "completions" not in named:
+        given, first = columns, [completions]
+        if not parameters or parameters[0].kind not in _BY_PLACE:
+            raise TypeError("the reward takes no completions; write it as f(completions, **columns)")
+        if parameters[0].name in columns and parameters[0].name in named:
+            raise TypeError(
+                f"the reward's first parameter is given the completions, and {parameters[0].name} is a column of the "
+                "data; write it as f(completions, **columns)"
+            )
+        named.pop(parameters[0].name, None)
+    missing = [name for name, parameter in named.items() if parameter.default is parameter.empty and name not in given]
     if missing:
         raise TypeError(
             f"the reward takes {', '.join(missing)}, and the data has only the columns {', '.join(columns) or 'none'}"
         )
-    return reward(completions, **{name: values for name, values in columns.items() if name in taken})
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return reward(*first, **{name: values for name, values in given.items() if takes_all or name in named})
 
 
 def _plain(rewards: Any) -> list[Any]:
     """Turn rewards into JSON's types; numbers of numpy and torch become Python's."""
     if hasattr(rewards, "tolist"):
         rewards = rewards.tolist()
+    if inspect.iscoroutine(rewards):
+        rewards.close()
+        raise TypeError("the reward is a coroutine function; write it with def, not async def")
     if not isinstance(rewards, list | tuple):
         raise TypeError(f"the reward must return a list of numbers, and returned a {type(rewards).__name__}")
     return [_plain_number(reward.item() if hasattr(reward, "item") else reward) for reward in rewards]

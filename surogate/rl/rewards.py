@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from surogate.errors import DataError
 from surogate.rl.child_process import ChildProcess
 from surogate.rl.environments.base import RewardError, checked_rewards
+from surogate.rl.isolation.scratch import ScratchFolder
 from surogate.rl.sandbox import require_isolation
 
 _START_SECONDS = 120.0
@@ -26,12 +27,19 @@ _START_SECONDS = 120.0
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """Environment variables of a process that is locked down; others may hold secrets."""
 
+_MAX_ANSWER = 16 << 20
+"""Bytes of an answer; those of a thousand rewards are 20 thousand."""
+
 REPEATABLE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
 """Environment variables of such a process: threads would stay outside the lockdown, and sets keep their order."""
 
 
+MAX_PROCESSES = 16
+"""Of a reward of our own, which computes and so gains nothing from more processes than CPUs."""
+
+
 class RewardLost(RewardError):
-    """A reward that gave no answer: it hung or its process ended."""
+    """A reward that gave no answer: it hung, its process ended, or said something else."""
 
 
 class RewardWorker:
@@ -63,7 +71,7 @@ class RewardWorker:
             require_isolation()
         self._target, self._name, self._timeout = target, name, timeout_seconds
         self._isolated = isolated
-        self._folder: TemporaryDirectory[str] | None = None
+        self._folder: ScratchFolder | None = None
         self._slots = asyncio.Semaphore(num_processes)
         self._idle: list[ChildProcess] = []
 
@@ -71,35 +79,64 @@ class RewardWorker:
         """Return the reward of each completion.
 
         Raises:
-            RewardLost: no answer in time, or the process ended.
+            RewardLost: no answer in time, or none at all.
             RewardError: the reward raised (with its type, message and line), or did not return a finite number each.
             DataError: a column holds what cannot be handed to another process.
         """
         try:
-            request = json.dumps({"completions": list(completions), "columns": dict(columns)}).encode() + b"\n"
+            asked = {
+                "token": (token := secrets.token_hex(8)),
+                "completions": list(completions),
+                "columns": dict(columns),
+            }
+            request = json.dumps(asked).encode() + b"\n"
         except TypeError as error:
             raise DataError(
                 f"{self._name}: a column cannot be handed to the reward: {error}. Store text, numbers, lists of them."
             ) from error
         async with self._slots:
-            answer = await self._ask(self._idle.pop() if self._idle else await self._start(), request)
+            answer = await self._ask(self._idle.pop() if self._idle else await self._start(), request, token)
         if "error" in answer:
             raise RewardError(f"{self._name}: the reward {self._target} raised {answer['error']}")
         return checked_rewards(answer["rewards"], completions, self._name)
+
+    async def score_each(self, completions: Sequence[str], columns: Mapping[str, Any]) -> list[float]:
+        """Return the reward of each completion, scored in a call of its own; 0 for one that gets no answer.
+
+        Args:
+            completions: of one example.
+            columns: a value each, the same for all.
+
+        Raises:
+            RewardError, DataError: as `score`.
+        """
+
+        async def one(completion: str) -> float:
+            try:
+                return (await self.score([completion], {name: [value] for name, value in columns.items()}))[0]
+            except RewardLost:
+                return 0.0
+
+        # All are waited for, so that none goes on behind the back of whoever hears of another's failure.
+        scored = await asyncio.gather(*map(one, completions), return_exceptions=True)
+        for result in scored:
+            if isinstance(result, BaseException):
+                raise result
+        return [reward for reward in scored if isinstance(reward, float)]
 
     async def close(self) -> None:
         """End all processes; a later call starts new ones."""
         while self._idle:
             await self._idle.pop().end()
         if self._folder is not None:
-            self._folder.cleanup()
+            await asyncio.to_thread(self._folder.remove)
             self._folder = None
 
-    async def _ask(self, process: ChildProcess, request: bytes) -> dict[str, Any]:
+    async def _ask(self, process: ChildProcess, request: bytes, token: str) -> dict[str, Any]:
         answered = False
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._exchange(process, request)
+                answer = await self._exchange(process, request, token)
                 answered = True
         except TimeoutError:
             raise RewardLost(
@@ -116,7 +153,7 @@ class RewardWorker:
         folder = ""
         environment = dict(os.environ)
         if self._isolated:
-            self._folder = self._folder or TemporaryDirectory(prefix="surogate-reward-")
+            self._folder = self._folder or ScratchFolder("surogate-reward-")
             folder = self._folder.name
             environment = {key: os.environ[key] for key in _KEPT if key in os.environ}
             environment |= REPEATABLE
@@ -142,13 +179,20 @@ class RewardWorker:
                 await process.end()
         return process
 
-    async def _exchange(self, process: ChildProcess, request: bytes) -> dict[str, Any]:
+    async def _exchange(self, process: ChildProcess, request: bytes, token: str | None = None) -> dict[str, Any]:
         line = b""
         with suppress(BrokenPipeError):
             await process.write(request)
-            line = await process.read_line()
+            line = await process.read_line(_MAX_ANSWER)
+        what = f"{self._name}: the process of the reward {self._target}"
+        if len(line) > _MAX_ANSWER:
+            raise RewardLost(f"{what} answered with more than {_MAX_ANSWER >> 20} MiB.")
         if not line.endswith(b"\n"):
-            code = await process.wait()
-            raise RewardLost(f"{self._name}: the process of the reward {self._target} ended with exit code {code}.")
-        answer: dict[str, Any] = json.loads(line)
+            raise RewardLost(f"{what} ended with exit code {await process.wait()}.")
+        # What it scores may run in it and speak in its place; what was said too much must not answer the next request.
+        answer: Any = None
+        with suppress(ValueError, RecursionError):
+            answer = json.loads(line)
+        if not isinstance(answer, dict) or not answer.keys() & {"error", "rewards"} or answer.get("token") != token:
+            raise RewardLost(f"{what} said something that is no answer.")
         return answer

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
-from surogate.rl.policy import ActivityClock
+from surogate.rl.clocks import ActivityClock, SamplingClock
 from surogate.rl.types import Group, Rollout
 
-COUNTS = ("rewards/failed", "prompts/unusable", "rollouts/too_old", "groups/without_signal_dropped", "tokens/generated")
+COUNTS = ("rewards/failed", "prompts/unusable", "rollouts/too_old", "groups/without_signal_dropped")
 """What is counted in every step, also where it did not occur: a mean over steps is of all of them."""
 
 
@@ -17,12 +17,12 @@ class RolloutTally:
     """What is counted and timed between two batches.
 
     Attributes:
-        sampling_clock: runs while anything is sampled.
+        sampling_clock: runs while anything is sampled, and counts the tokens of each answer.
         scoring_clock: runs while any group is made, its sampling included.
     """
 
     def __init__(self) -> None:
-        self.sampling_clock, self.scoring_clock = ActivityClock(), ActivityClock()
+        self.sampling_clock, self.scoring_clock = SamplingClock(), ActivityClock()
         self._counts: dict[str, float] = {}
 
     def count(self, name: str, number: float) -> None:
@@ -34,12 +34,14 @@ class RolloutTally:
         counts, self._counts = self._counts, {}
         sampling = self.sampling_clock.take()
         scoring = max(0.0, self.scoring_clock.take() - sampling)
+        num_tokens, tokens_per_second = self.sampling_clock.take_tokens()
         return {
             **dict.fromkeys(COUNTS, 0.0),
             **counts,
             "time/generate": sampling,
             "time/score": scoring,
-            "speed/generated_tokens_per_second": counts.get("tokens/generated", 0) / max(sampling, 1e-9),
+            "tokens/generated": num_tokens,
+            "speed/generated_tokens_per_second": tokens_per_second,
         }
 
 

@@ -24,17 +24,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from surogate.errors import HardwareError
-from surogate.rl.child_process import ChildProcess
+from surogate.rl.child_process import ChildProcess, usable_cpus
 from surogate.rl.isolation.lockdown import Bounds
+from surogate.rl.isolation.scratch import ScratchFolder
 
 _PACKAGE = Path(__file__).parents[1]
 # Importing the package itself would cost as much as the interpreter's start; only its folder is needed.
@@ -67,11 +68,13 @@ class ProgramResult:
         output: of both its streams, cut at the limit.
         ending: exit by itself; time or output where it was killed for that.
         exit_code: negative for the signal that ended it.
+        seconds: that it took, on the clock.
     """
 
     output: str
     ending: Literal["exit", "time", "output"]
     exit_code: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +117,26 @@ class Sandbox:
     ) -> None:
         self._support = require_isolation()
         self._bounds = bounds or Bounds()
-        self._wall_seconds, self._output_bytes = wall_seconds, output_bytes
-        self._slots = asyncio.Semaphore(max_parallel or os.cpu_count() or 1)
+        self.wall_seconds, self._output_bytes = wall_seconds, output_bytes
+        self._slots = asyncio.Semaphore(max_parallel or usable_cpus())
 
-    async def run_program(self, code: str, stdin: str = "") -> ProgramResult:
-        """Run a program to its end, or to a limit."""
+    async def run_program(self, code: str, stdin: str = "", wall_seconds: float | None = None) -> ProgramResult:
+        """Run a program to its end, or to a limit.
+
+        Args:
+            code: of the program.
+            stdin: what it reads.
+            wall_seconds: its longest time. Default: the sandbox's.
+        """
         async with self._slots:
-            with TemporaryDirectory(prefix="surogate-sandbox-") as folder, _MemoryFile(stdin.encode()) as given:
-                process = self._start({"role": "program", "code": code}, folder, stdin=given.fd)
+            began = time.perf_counter()
+            async with ScratchFolder("surogate-sandbox-") as folder:
+                with _MemoryFile(stdin.encode()) as given:
+                    process = self._start({"role": "program", "code": code}, folder, stdin=given.fd)
                 output = bytearray()
                 ending: Literal["exit", "time", "output"] = "exit"
                 try:
-                    async with asyncio.timeout(self._wall_seconds):
+                    async with asyncio.timeout(self.wall_seconds if wall_seconds is None else wall_seconds):
                         if await _read(process, output, self._output_bytes):
                             await process.wait()
                         else:
@@ -134,7 +145,8 @@ class Sandbox:
                     ending = "time"
                 finally:
                     exit_code = await process.end()
-                return ProgramResult(output.decode(errors="replace"), ending, exit_code)
+                seconds = time.perf_counter() - began
+                return ProgramResult(output.decode(errors="replace"), ending, exit_code, seconds)
 
     async def run_tests(self, solution: str, tests: Sequence[str], functions: Sequence[str] = ()) -> Verdict:
         """Judge a solution.
@@ -144,9 +156,8 @@ class Sandbox:
             tests: statements that fail by raising; they share their names, and run in order.
             functions: of the solution that are meant even where Python has a function of that name.
         """
-        async with self._slots:
-            with TemporaryDirectory(prefix="surogate-sandbox-") as folder:
-                report, timed_out = await self._report(solution, tests, functions, folder)
+        async with self._slots, ScratchFolder("surogate-sandbox-") as folder:
+            report, timed_out = await self._report(solution, tests, functions, folder)
         lines = [json.loads(line) for line in report.splitlines(keepends=True) if line.endswith(b"\n")]
         passed = [line["passed"] for line in lines]
         errors = [line["error"] for line in lines if not line["passed"]]
@@ -178,7 +189,7 @@ class Sandbox:
                 for fd in (asked, ask, answered, answer):
                     os.close(fd)
             try:
-                async with asyncio.timeout(self._wall_seconds):
+                async with asyncio.timeout(self.wall_seconds):
                     await _read(process, report, _MAX_REPORT_LEN)
             except TimeoutError:
                 timed_out = True
@@ -215,7 +226,7 @@ def isolation_support() -> Support:
     """Try what this machine offers; once a process."""
     if sys.platform != "linux":
         return Support(landlock=False, seccomp=False, namespaces=False)
-    with TemporaryDirectory(prefix="surogate-sandbox-") as folder:
+    with ScratchFolder("surogate-sandbox-") as folder:
         task = {"role": "probe", "parent": os.getpid(), "folder": folder}
         with _MemoryFile(json.dumps(task).encode()) as file:
             command = _command(file.fd)

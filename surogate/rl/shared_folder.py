@@ -22,7 +22,7 @@ from typing import Any
 
 from surogate.errors import GeneratorError
 from surogate.rl.generators.protocol import WeightUpdate
-from surogate.rl.weight_files import write_weights
+from surogate.rl.weight_files import write_weights, write_whole
 
 STABLE = "STABLE"
 """Stands in a folder of weights once they are all there."""
@@ -62,25 +62,16 @@ class SharedFolder:
         folder = self.weights / session / f"version_{update.version}"
         if (folder / STABLE).exists():
             return folder
-        draft = folder.with_name(f".{folder.name}.tmp")
-        source = update.adapter_dir or update.weights_dir
-        try:
-            shutil.rmtree(draft, ignore_errors=True)
-            if source is not None:
-                shutil.copytree(source, draft)
+
+        def write(draft: Path) -> None:
+            if source := update.adapter_dir or update.weights_dir:
+                shutil.copytree(source, draft, dirs_exist_ok=True)
             else:
                 assert update.tensors is not None
                 write_weights(update.tensors(), draft)
             (draft / STABLE).touch()
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(draft, folder)
-        except OSError as error:
-            raise GeneratorError(
-                f"The weights of version {update.version} could not be written to {folder}: {_reason(error)}. Make "
-                "room and give the same command again; the run continues from its newest checkpoint."
-            ) from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+
+        write_whole(write, folder)
         return folder
 
     def forget_weights(self, session: str, newest: int) -> None:
@@ -118,7 +109,9 @@ def write_text(path: Path, text: str) -> None:
         os.replace(draft, path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise GeneratorError(f"{path} could not be written: {_reason(error)}. Make room, or give access.") from error
+        raise GeneratorError(
+            f"{path} could not be written: {error.strerror or error}. Make room, or give access."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -128,10 +121,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 class Pulse:

@@ -101,11 +101,6 @@ class FolderFeed:
         """Sample as training does; see Feed."""
         return [group_from_json(value) for value in self._call("probe", num_groups=num_groups)]
 
-    def score(self, token_ids: list[int]) -> list[float]:
-        """Let the engine score a sequence."""
-        scores: list[float] = self._call("score", token_ids=token_ids)
-        return scores
-
     def scores(self) -> list[float]:
         """Return the engine's scores of the sequence that came with the newest weights."""
         scores: list[float] = self._call("scores")
@@ -116,11 +111,14 @@ class FolderFeed:
         value = self._call("evaluate", version=version)
         return None if value is None else evaluation_from_json(value)
 
-    def close(self) -> None:
-        """Tell the orchestrator that the run is over, as far as this trainer goes."""
+    def close(self, *, is_over: bool = True) -> None:
+        """Tell the orchestrator that the run is over, or leave it to the trainer that will continue the run."""
         if self._orchestrator is None:
             return
         self._orchestrator = None
+        if not is_over:
+            log.info("The orchestrator stays for the trainer that continues the run.")
+            return
         self._number += 1
         try:
             write_json(self._folder.call(self._session, self._number), {"method": "goodbye", "arguments": {}})
@@ -341,9 +339,6 @@ def service_handlers(service: RolloutService) -> dict[str, Handler]:
     async def probe(num_groups: int) -> Any:
         return [group_to_json(group) for group in await service.probe(num_groups)]
 
-    async def score(token_ids: list[int]) -> Any:
-        return await service.score(token_ids)
-
     async def scores() -> Any:
         return await service.scores()
 
@@ -351,5 +346,5 @@ def service_handlers(service: RolloutService) -> dict[str, Handler]:
         result = await service.evaluate(version)
         return None if result is None else evaluation_to_json(result)
 
-    handlers: list[Handler] = [publish, next_batch, probe, score, scores, evaluate]
+    handlers: list[Handler] = [publish, next_batch, probe, scores, evaluate]
     return {handler.__name__: handler for handler in handlers}

@@ -17,25 +17,20 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Write merged weights into a folder that exists only once they are all there.
+    """Write merged weights into a folder; see write_whole.
 
     Args:
         tensors: name in the checkpoint and weight; tied ones under each of their names.
-        folder: replaced.
-
-    Raises:
-        GeneratorError: the disk is full, or the folder cannot be written.
+        folder: which exists.
     """
-
-    def write(draft: Path) -> None:
-        copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors}
-        save_file(copies, draft / WEIGHTS_FILE, metadata={"format": "pt"})
-
-    write_whole(write, folder)
+    copies = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors}
+    save_file(copies, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def write_whole(write: Callable[[Path], None], folder: Path) -> None:
     """Write a folder under another name, and give it its own once it is complete.
+
+    Other than run_folder.draft_folder, it does not wait for the disk: what an engine is given need not survive a crash.
 
     Args:
         write: fills the folder that it is given.
@@ -52,13 +47,10 @@ def write_whole(write: Callable[[Path], None], folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)
     except (OSError, SafetensorError) as error:  # the latter where safetensors itself writes
+        reason = getattr(error, "strerror", None) or error
         raise GeneratorError(
-            f"The policy's weights could not be written to {folder}: {_reason(error)}. Make room and give the "
+            f"The policy's weights could not be written to {folder}: {reason}. Make room and give the "
             "same command again; the run continues from its newest checkpoint."
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

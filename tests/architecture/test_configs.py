@@ -9,16 +9,15 @@ import pytest
 
 from surogate.config.flat import SCHEMAS
 from surogate.config.lower_grpo import to_lightning_grpo
-from surogate.config.read import read_config
+from surogate.config.read import likely_verb, read_config
 from surogate.config.read_grpo import read_grpo
 from surogate.config.recipe import load_recipe
 from surogate.config.yaml_file import read_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-GRPO = REPOSITORY / "configs/grpo"
-OF_ONE_FILE = [path for path in CONFIGS if GRPO not in path.parents]
-OF_THREE_FILES = sorted({path.parent for path in CONFIGS if GRPO in path.parents})
+OF_THREE_FILES = sorted({path.parent for path in CONFIGS if path.name == "orch.yaml"})
+OF_ONE_FILE = [path for path in CONFIGS if path.parent not in OF_THREE_FILES]
 ROWS = REPOSITORY / "tests/data/factbook.jsonl"
 
 
@@ -27,8 +26,13 @@ def name_of(path: Path) -> str:
 
 
 def verb_of(path: Path) -> str:
-    """The folder under configs/ is the verb that runs its files."""
-    return path.relative_to(REPOSITORY / "configs").parts[0]
+    """The folder under configs/ is the verb that runs its files; under configs/slurm the file is."""
+    folder = path.relative_to(REPOSITORY / "configs").parts[0]
+    return path.stem if folder == "slurm" else folder
+
+
+def is_submitted(path: Path) -> bool:
+    return "slurm" in path.relative_to(REPOSITORY / "configs").parts
 
 
 def what_a_run_makes_itself(path: Path) -> list[str]:
@@ -47,9 +51,9 @@ def what_a_run_makes_itself(path: Path) -> list[str]:
 def command_for(path: Path) -> str:
     """What starts the run of a file."""
     if path in OF_ONE_FILE:
-        return f"surogate {verb_of(path)} {name_of(path)}"
+        return f"surogate {'submit' if is_submitted(path) else verb_of(path)} {name_of(path)}"
     files = [f"--{file} {name_of(path.parent)}/{file}.yaml" for file in ("train", "infer", "orch")]
-    return " ".join(["surogate grpo", *files])
+    return " ".join(["surogate submit grpo" if is_submitted(path) else "surogate grpo", *files])
 
 
 @pytest.mark.parametrize("path", OF_ONE_FILE, ids=name_of)
@@ -62,6 +66,11 @@ def test_a_config_is_read_without_complaint(path: Path):
 def test_three_files_of_grpo_are_read_without_complaint(folder: Path):
     resolved = read_grpo(folder / "train.yaml", folder / "infer.yaml", folder / "orch.yaml")
     assert to_lightning_grpo(resolved)["data"]["init_args"]["environments"]
+
+
+@pytest.mark.parametrize("path", [path for path in OF_ONE_FILE if is_submitted(path)], ids=name_of)
+def test_submit_tells_from_a_config_alone_which_verb_it_is_for(path: Path):
+    assert likely_verb(path) == verb_of(path)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)

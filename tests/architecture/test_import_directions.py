@@ -11,28 +11,36 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "surogate"
 
-SPECS = {"errors", "locations", "config"}
-"""What every part may read: errors, where things lie, and the specs."""
+SPECS = {"errors", "foreign", "locations", "config", "chips"}
+"""What every part may read: errors, how foreign code is run, where things lie, the specs, and what chips can do."""
 
 ALLOWED = {
     "": set(),
     "errors": set(),
     "batches": set(),
     "locations": {"errors"},
-    "run_folder": {"errors"},
-    "config": {"errors", "locations"},
-    "kernels": {"errors"},
+    "chips": set(),
+    "run_lock": {"errors"},
+    "run_folder": {"errors", "run_lock"},
+    "foreign": set(),
+    "metrics": set(),
+    "report": {"errors", "run_folder", "metrics", "inspection.visible_text"},
+    "config": {"errors", "foreign", "locations"},
+    "kernels": {"errors", "chips"},
     "quant": SPECS | {"kernels"},
     "losses": SPECS | {"batches", "kernels"},
     "data": SPECS | {"batches"},
     "inspection": SPECS | {"batches", "data"},
+    "inspection.visible_text": set(),
     "models": SPECS | {"batches", "run_folder", "quant"},
     "precision": SPECS | {"kernels", "quant", "models.weights"},
     "rl": SPECS | {"batches", "losses"},
     "rl.environments": SPECS | {"rl", "data.sources", "data.files"},
     "modes": SPECS | {"batches", "losses", "models", "precision", "rl"},
     "modes.rollout_data": SPECS | {"rl", "modes", "data.tokenizers"},
-    "callbacks": SPECS | {"run_folder", "batches", "modes", "quant", "models.originals", "rl.types"},
+    "callbacks": SPECS | {"run_folder", "metrics", "batches", "modes", "quant", "models.originals", "rl.types"},
+    "machine": SPECS | {"rl.generators.checks"},
+    "verification": SPECS | {"batches", "run_folder", "metrics", "models", "modes", "callbacks"},
     "quickstart": SPECS | {"run_folder", "data", "models"},
     "cli": {"*"},
     "__main__": {"cli"},
@@ -40,18 +48,34 @@ ALLOWED = {
 """Part of the package -> parts that it may import, besides itself."""
 
 ONLY_IN = {
-    "lightning": {"precision", "modes", "callbacks", "data.datamodule", "cli"},
+    "lightning": {"precision", "modes", "callbacks", "verification", "data.datamodule", "cli"},
     "peft": {"models.lora"},
     "bitsandbytes": {"quant.nf4", "modes.optimizers"},
     "datasets": {"data.sources"},
     "vllm": {"rl.generators"},
-    "verifiers": {"rl.environments.verifiers_env"},
-    "renderers": {"rl.environments.verifiers_env", "rl.environments.verifiers_renderer"},
-    "wandb": set(),
+    "verifiers": {"rl.environments.verifiers_env", "rl.environments.verifiers_settings"},
+    "renderers": {"rl.environments.verifiers_settings", "rl.environments.verifiers_renderer"},
+    "wandb": {"callbacks.wandb_run", "cli.dashboard"},
+    "wandb_workspaces": {"report.workspace"},
 }
 """Library -> the parts that may import it."""
 
-WITHOUT_TORCH = {"", "errors", "locations", "run_folder", "config", "cli.main"}
+WITHOUT_TORCH = {
+    *(
+        "",
+        "errors",
+        "foreign",
+        "locations",
+        "chips",
+        "run_lock",
+        "run_folder",
+        "config",
+        "machine",
+        "metrics",
+        "report",
+        "cli.main",
+    ),
+}
 """Parts that a login node must be able to run."""
 TORCH_FAMILY = {"torch", "lightning", "transformers", "peft", "torchmetrics", "accelerate", "datasets", "numpy"}
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 HEAVY = ["torch", "lightning", "transformers", "peft", "datasets", "numpy", "matplotlib"]
-VERBS = ["sft", "fit", "validate", "chat", "generate", "quickstart"]
+VERBS = ["sft", "fit", "validate", "submit", "chat", "generate", "quickstart", "report", "dashboard", "env", "verify"]
 
 PROBE = """
 import sys

@@ -81,4 +81,6 @@ def test_the_wheel_holds_the_recipes_and_nothing_that_is_not_the_package(tmp_pat
     with zipfile.ZipFile(tmp_path / build_wheel(str(tmp_path))) as wheel:
         names = wheel.namelist()
     assert {f"surogate/recipes/{path.name}" for path in (REPOSITORY / "recipes").glob("*.yaml")} <= set(names)
+    templates = (REPOSITORY / "surogate/templates").iterdir()
+    assert {f"surogate/templates/{path.name}" for path in templates} <= set(names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"surogate"}

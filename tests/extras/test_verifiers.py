@@ -6,6 +6,7 @@ One event loop serves all tests, as one serves a run: `renderers` keeps locks be
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from surogate.errors import ConfigError, DataError, GeneratorError
 from surogate.rl.env_check import ScriptedPolicy
 from surogate.rl.environments.base import Environment, RewardError
 from surogate.rl.environments.registry import build_environment
+from surogate.rl.environments.verifiers_settings import renderer_of
 from surogate.rl.generators.fake import FakeGenerator
 from surogate.rl.generators.protocol import WeightUpdate
 from surogate.rl.group_maker import GroupMaker
@@ -73,12 +75,14 @@ class Asked:
 
     def __init__(self, runner: asyncio.Runner, tokenizer: Any, script: Script | None, env: EnvSpec) -> None:
         self.runner, self.tokenizer = runner, tokenizer
+        self.options: dict[str, Any] = {}
         self.generator = FakeGenerator(script=script, max_model_len=CONTEXT, eos_id=tokenizer.eos_token_id)
         runner.run(self.generator.start())
         self.environment: Environment = build_environment(env)
 
     def rollouts(self, index: int = 0, max_len: int = CONTEXT, max_tokens: int = 32) -> list[Rollout]:
-        policy = SampledPolicy(self.tokenizer, self.generator, SamplingSpec(max_tokens=max_tokens), max_len)
+        sampling = SamplingSpec(max_tokens=max_tokens, chat_template_kwargs=self.options)
+        policy = SampledPolicy(self.tokenizer, self.generator, sampling, max_len)
         example = self.environment.example(index)
         return checked_rollouts(self.runner.run(self.environment.rollouts(example, N, policy)), example, N, max_len)
 
@@ -309,6 +313,31 @@ def test_a_tokenizer_without_a_template_is_told_at_the_first_prompt(ask, runner)
 def test_arguments_that_cannot_be_are_told_in_a_sentence(args, message):
     with pytest.raises(ConfigError, match=message):
         build_environment(EnvSpec(id=ID, args=args))
+
+
+THINKING = byte_tokenizer().chat_template + (
+    "{% if add_generation_prompt and enable_thinking is false %}<think></think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("options", "start"), [({}, ""), ({"enable_thinking": False}, "<think></think>")])
+def test_options_of_the_chat_template_reach_the_prompt(ask, tokenizer, options, start):
+    asked = ask(saying(tokenizer, "12"))
+    asked.tokenizer, asked.options = copy.deepcopy(tokenizer), options
+    asked.tokenizer.chat_template = THINKING
+    assert tokenizer.decode(asked.rollouts()[0].prompt_ids).endswith("\n<|im_start|>assistant\n" + start)
+
+
+def test_a_renderer_takes_the_options_that_it_knows(tokenizer):
+    from renderers import Qwen3RendererConfig
+
+    quiet = {"enable_thinking": False}
+    assert renderer_of(tokenizer, Qwen3RendererConfig(), quiet, "digits").enable_thinking is False
+    assert renderer_of(tokenizer, Qwen3RendererConfig(enable_thinking=False), quiet, "digits").enable_thinking is False
+    with pytest.raises(ConfigError, match=r"renderer.enable_thinking is True, and sampling.chat_template_kwargs says"):
+        renderer_of(tokenizer, Qwen3RendererConfig(enable_thinking=True), quiet, "digits")
+    with pytest.raises(ConfigError, match=r"the renderer 'qwen3' refuses sampling.chat_template_kwargs: .*'effort'"):
+        renderer_of(tokenizer, Qwen3RendererConfig(), {"effort": 1}, "digits")
 
 
 def test_an_agent_has_no_cloud_and_no_shell_unless_asked_for(ask):

@@ -94,7 +94,7 @@ class TinyModule(pl.LightningModule):
         self.manual_backward(loss)
         optimizer.step()
         schedule.step()
-        scalars = {"loss_tokens": 10.0 + k, "tokens": 40.0, "accuracy": 0.5, "grad_norm": 1.0}
+        scalars = {"loss_tokens": 10.0 + k, "tokens": 40.0, "accuracy": 0.5, "grad_norm": 1.0, "skipped": 0.0}
         self.step_metrics = {name: torch.tensor(value) for name, value in scalars.items()}
         self.step_metrics |= {"loss": loss.detach(), "learning_rate": schedule.get_last_lr()[0]}
 

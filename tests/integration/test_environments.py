@@ -39,7 +39,7 @@ class ScriptedGenerator:
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = itertools.cycle(texts)
 
-    async def generate(self, prompt_ids, n, sampling, *, stop=(), seed):
+    async def generate(self, prompt_ids, n, sampling, *, stop=(), seed, asker=None):
         completions = []
         for text in itertools.islice(self._texts, n):
             ids = [*tokenizer()(text).input_ids, tokenizer().eos_token_id]

@@ -98,7 +98,7 @@ def test_a_run_with_everything_on_ends_well_and_records_it(tmp_path: Path):
     assert noisy == [False, False, True, True, True, True]  # the first of three stages has no noise
     assert max(step["completion/filtered"] for step in steps) > 0
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    evaluated = [line["step"] for line in lines if "eval/held-out/reward" in line]
+    evaluated = [line["step"] for line in lines if "rl/eval/held-out/reward" in line]
     assert evaluated == [0, 2, 4, 6]
     assert len(list((run / "evaluations").iterdir())) == 4
     rows = [json.loads(line) for line in (run / "rollouts/step_000001.jsonl").read_text().splitlines()]

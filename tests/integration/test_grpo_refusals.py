@@ -62,6 +62,8 @@ def test_what_the_files_say_wrong_is_told_before_torch_is_imported(tmp_path: Pat
             (["grpo", *files, "--infer.model", "other/model"], "model is other/model in infer.yaml"),
             (["grpo", *files, "--orch.model.name", "other/model"], "model.name is other/model in orch.yaml"),
             (["grpo", *files, "--vllm-gpus", "0,1", "--trainer-gpus", "1"], "overlap in 1"),
+            (["grpo", *files, "--vllm-gpus", "900", "--trainer-gpus", "901"], "--vllm-gpus names GPU 900; `nvidia-smi"),
+            (["grpo", *files, "--infer.vllm.blok_size", "16"], "vllm.blok_size is no argument of the engine"),
             (["grpo", *files, "--infer.max_lora_rank", "1"], "lora_rank 8 of train.yaml is more than max_lora_rank 1"),
             (["grpo", *files, "--infer.max_model_len", "32"], "max_model_len 32 in infer.yaml is less than the 64"),
             (["grpo", *files, "--orch.seq_len", "512"], "seq_len 512 in orch.yaml is more than sequence_len 256"),

@@ -18,6 +18,8 @@ from peft import PeftModel
 from support.byte_model import (
     VOCAB,
     byte_tokenizer,
+    distance,
+    largest_distance,
     merged_weights,
     random_adapter,
     randomize_adapter_,
@@ -116,15 +118,6 @@ def engine(model_dir: Path, runner: asyncio.Runner) -> Iterator[Engine]:
 def policy(model_dir: Path) -> PeftModel:
     """The trainer's model, with an adapter that is not the identity."""
     return random_adapter(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), seed=1)
-
-
-def distance(model: Any, prompt: list[int], completion: Completion, temperature: float = 1.0) -> torch.Tensor:
-    reference = token_logprobs(model, prompt, completion.token_ids, temperature)
-    return (torch.tensor(completion.logprobs) - reference).abs()
-
-
-def largest_distance(model: Any, prompt: list[int], completions: list[Completion], temperature: float = 1.0) -> float:
-    return max(distance(model, prompt, completion, temperature).max().item() for completion in completions)
 
 
 # --- the base model; these come first, since an engine keeps its adapter ----------------------------------------------

@@ -20,6 +20,8 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from support.byte_model import (
     VOCAB,
+    distance,
+    largest_distance,
     merged_weights,
     random_adapter,
     randomize_adapter_,
@@ -103,15 +105,6 @@ def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture(scope="module")
 def policy(model_dir: Path) -> PeftModel:
     return random_adapter(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), seed=1)
-
-
-def distance(model: Any, prompt: list[int], completion: Completion, temperature: float = 1.0) -> torch.Tensor:
-    reference = token_logprobs(model, prompt, completion.token_ids, temperature)
-    return (torch.tensor(completion.logprobs) - reference).abs()
-
-
-def largest_distance(model: Any, prompt: list[int], completions: list[Completion], temperature: float = 1.0) -> float:
-    return max(distance(model, prompt, completion, temperature).max().item() for completion in completions)
 
 
 def versions_of(completions: list[Completion]) -> set[int]:

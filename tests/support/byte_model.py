@@ -11,6 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from surogate.rl.types import Completion
+
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 VOCAB = 320
 """3 special tokens and 256 bytes, rounded up to a multiple of 64."""
@@ -73,6 +75,17 @@ def token_logprobs(model: Any, prompt: list[int], completion: list[int], tempera
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
     return torch.log_softmax(logits.float() / temperature, -1)[torch.arange(len(completion)), torch.tensor(completion)]
+
+
+def distance(model: Any, prompt: list[int], completion: Completion, temperature: float = 1.0) -> torch.Tensor:
+    """How far each token's log-probability from an engine is from that by transformers."""
+    reference = token_logprobs(model, prompt, completion.token_ids, temperature)
+    return (torch.tensor(completion.logprobs) - reference).abs()
+
+
+def largest_distance(model: Any, prompt: list[int], completions: list[Completion], temperature: float = 1.0) -> float:
+    """The largest distance of all tokens of some completions."""
+    return max(distance(model, prompt, completion, temperature).max().item() for completion in completions)
 
 
 def random_adapter(model: Any, seed: int, std: float = 0.1, rank: int = 8) -> PeftModel:

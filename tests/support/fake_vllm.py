@@ -21,6 +21,9 @@ class FakeVllmServer:
         seconds: that a completion takes.
         refusal: what it says to a new adapter; empty takes it.
         sees_disk: whether it finds the client's folders.
+        is_healthy: whether its engine is well; a failed one answers no request, but the server goes on.
+        num_busy_looks: so many questions for its health it will not answer, as a very busy one.
+        drops_cache: whether it lets go of what it has cached.
         calls: (path, body) of all requests but questions.
         sampled: name of the weights of each completion that it finished.
     """
@@ -31,6 +34,10 @@ class FakeVllmServer:
         self.seconds = 0.0
         self.refusal = ""
         self.sees_disk = True
+        self.is_healthy = True
+        self.num_busy_looks = 0
+        self.num_looks = 0
+        self.drops_cache = True
         self.calls: list[tuple[str, Any]] = []
         self.sampled: list[str] = []
         self.headers: list[str] = []
@@ -72,9 +79,19 @@ class FakeVllmServer:
         result = await answer(body)
         return result if isinstance(result, web.Response) else web.json_response(result)
 
+    async def _health(self, body: Any) -> Any:
+        self.num_looks += 1
+        if self.num_busy_looks:
+            self.num_busy_looks -= 1
+            return web.Response(status=504)
+        return web.Response(status=200 if self.is_healthy else 503)
+
+    async def _reset_prefix_cache(self, body: Any) -> Any:
+        return {"success": self.drops_cache}
+
     async def _v1_models(self, body: Any) -> Any:
-        names = ["policy", *self.adapters]
-        return {"data": [{"id": name, "max_model_len": MAX_MODEL_LEN} for name in names]}
+        cards = {"policy": "/models/policy", **self.adapters}
+        return {"data": [{"id": name, "root": root, "max_model_len": MAX_MODEL_LEN} for name, root in cards.items()]}
 
     async def _weight_info(self, body: Any) -> Any:
         return {"weight_version": self.version}
@@ -103,6 +120,8 @@ class FakeVllmServer:
             path = f"/far/away/{body['args'][0]}"
             self.written.add(path)
             return {"results": [path]}
+        if body["method"] == "drop_adapter":
+            self.written = {path for path in self.written if not f"{path}/".startswith(f"/far/away/{body['args'][0]}/")}
         return {"results": [None]}
 
     async def _inference_v1_generate(self, body: Any) -> Any:
@@ -114,6 +133,8 @@ class FakeVllmServer:
         version = self.version
         try:
             await asyncio.sleep(self.seconds)
+            while not self.is_healthy:
+                await asyncio.sleep(60)
         finally:
             self.num_running -= 1
         self.sampled.append(name)

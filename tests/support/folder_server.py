@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from support.rollouts import CharTokenizer, GatedGenerator, ListedEnvironment, make_orchestrator
+from support.rollouts import CharTokenizer, GatedGenerator, ListedEnvironment, make_orchestrator, make_spec
 
 from surogate.config.parts_grpo import EvalSpec
 from surogate.errors import GeneratorError
@@ -24,9 +24,8 @@ SIZE = 24
 def make_service(generator: GatedGenerator, level: int = 1, **spec: Any) -> RolloutService:
     """A service over one environment."""
     orchestrator = make_orchestrator(generator, level, [ListedEnvironment("a", SIZE)], **spec)
-    evaluation = Evaluation(
-        EvalSpec(interval=2), [ListedEnvironment("e", 2)], generator, CharTokenizer(), max_tokens=4, max_len=64
-    )
+    evaluated = make_spec(eval=EvalSpec(interval=2))
+    evaluation = Evaluation(evaluated, [ListedEnvironment("e", 2)], generator, CharTokenizer())
     return RolloutService(orchestrator, evaluation)
 
 

@@ -24,6 +24,7 @@ class CharTokenizer:
     """A token is a character."""
 
     chat_template = None
+    eos_token_id = None
 
     def __call__(self, text: str) -> Any:
         return SimpleNamespace(input_ids=list(map(ord, text)))
@@ -75,7 +76,14 @@ class GatedGenerator(FakeGenerator):
     num_cancelled: int = 0
 
     async def generate(
-        self, prompt_ids: Sequence[int], n: int, sampling: SamplingSpec, *, stop: Sequence[str] = (), seed: int | None
+        self,
+        prompt_ids: Sequence[int],
+        n: int,
+        sampling: SamplingSpec,
+        *,
+        stop: Sequence[str] = (),
+        seed: int | None,
+        asker: object | None = None,
     ) -> list[Completion]:
         prompt = "".join(map(chr, prompt_ids))
         self.begun.append((prompt, self.version))

@@ -84,9 +84,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """The metrics of a run's steps, evaluations left out."""
+    """The metrics of a run's steps, evaluations left out, under the names that the step itself gives them."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "reward/mean" in line]
+    steps = [line for line in lines if "rl/reward/mean" in line]
+    return [{_step_name(name): value for name, value in step.items()} for step in steps]
+
+
+def _step_name(name: str) -> str:
+    """What a step calls a number of metrics.jsonl."""
+    if name.startswith("speed/") and name.endswith("_seconds"):
+        return f"time/{name.removeprefix('speed/').removesuffix('_seconds')}"
+    return name.removeprefix("rl/")
 
 
 def trained_examples(run_dir: Path) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from surogate.errors import DataError
@@ -21,6 +21,11 @@ class Policy(Protocol):
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer, for a library that renders itself; None where nothing but a script answers."""
+        ...
+
+    @property
+    def chat_template_kwargs(self) -> Mapping[str, Any]:
+        """Options of the chat template, for the same."""
         ...
 
     def render(self, prompt: str | list[Message]) -> list[int]:

@@ -52,11 +52,6 @@ class CodeArgs(PromptArgs):
     max_parallel: PositiveInt | None = None
     """Solutions that are tested at a time. Default: one a CPU."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prompt == "plain" and self.path is None:
-            raise ValueError("prompt is plain, and the built-in problems are asked in chat; set path.")
-
 
 class CodeEnvironment(SingleTurnEnvironment):
     """Asks for a program or functions and tests them.
@@ -103,13 +98,20 @@ class CodeEnvironment(SingleTurnEnvironment):
         if not code.strip():
             return 0.0
         if columns["cases"]:
-            results = [await self._sandbox.run_program(code, case["input"]) for case in columns["cases"]]
-            passed = [
-                result.ending == "exit" and result.exit_code == 0 and _lines(result.output) == _lines(case["output"])
-                for result, case in zip(results, columns["cases"], strict=True)
-            ]
-            return sum(passed) / len(passed)
+            return await self._share_of_cases(code, columns["cases"])
         return (await self._sandbox.run_tests(code, columns["tests"], columns["functions"])).share
+
+    async def _share_of_cases(self, code: str, cases: Sequence[dict[str, str]]) -> float:
+        """Run a program once a case; those that are left when the time of all of them is over fail."""
+        left, num_passed = self._sandbox.wall_seconds, 0
+        for case in cases:
+            result = await self._sandbox.run_program(code, case["input"], left)
+            is_right = _lines(result.output) == _lines(case["output"])
+            num_passed += result.ending == "exit" and result.exit_code == 0 and is_right
+            left -= result.seconds
+            if left <= 0:
+                break
+        return num_passed / len(cases)
 
 
 def solution_in(completion: str) -> str:

@@ -6,14 +6,10 @@ each column of the data; completions are text, in chat too.
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from surogate.config.keys import nearest
-from surogate.errors import ConfigError
 from surogate.rl.environments.base import SingleTurnEnvironment
 from surogate.rl.environments.prompts import PromptArgs, read_prompts
 from surogate.rl.rewards import RewardWorker
@@ -33,10 +29,8 @@ class CustomArgs(PromptArgs):
     reference_field: str | None = None
     """Column with a completion that deserves a high reward, for `surogate env-check`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.path is None:
-            raise ValueError("path must be set: the file, folder, URL or hub data set with the prompts.")
+    def _check_without_path(self) -> None:
+        raise ValueError("path must be set: the file, folder, URL or hub data set with the prompts.")
 
 
 class CustomEnvironment(SingleTurnEnvironment):
@@ -75,40 +69,3 @@ class CustomEnvironment(SingleTurnEnvironment):
     async def close(self) -> None:
         """End the processes of the reward."""
         await self._worker.close()
-
-
-def check_target(target: str) -> None:
-    """Look for the function of `path/file.py:function` without running the file.
-
-    Raises:
-        ConfigError: there is no such file or function, or the file is no Python.
-    """
-    place, _, name = target.rpartition(":")
-    path = Path(place)
-    if not path.is_file():
-        raise ConfigError(f"environment {target!r}: there is no file {place!r} (looked in {Path.cwd()}).")
-    try:
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise ConfigError(f"environment {target!r}: {place} is not Python: {error}.") from error
-    names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    others = {
-        inner.id
-        for node in body
-        if isinstance(node, ast.Assign)
-        for inner in node.targets
-        if isinstance(inner, ast.Name)
-    }
-    others |= {
-        alias.asname or alias.name
-        for node in body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    if name not in names | others and "*" not in others:
-        close = nearest(name, names)
-        hint = f" Did you mean {close!r}?" if close else ""
-        raise ConfigError(
-            f"environment {target!r}: {place} has no function {name!r}.{hint} It has: "
-            f"{', '.join(sorted(names)) or 'none'}."
-        )

@@ -14,10 +14,11 @@ from typing import ClassVar, Literal
 from jsonargparse.typing import OpenUnitInterval, PositiveFloat
 
 from surogate.errors import ConfigError, DataError
+from surogate.rl.child_process import usable_cpus
 from surogate.rl.environments.base import SingleTurnEnvironment
 from surogate.rl.environments.prompts import Prompt, PromptArgs, chat, read_prompts
 from surogate.rl.environments.word_problems import word_problems
-from surogate.rl.rewards import RewardLost, RewardWorker
+from surogate.rl.rewards import MAX_PROCESSES, RewardWorker
 from surogate.rl.sandbox import isolation_support
 from surogate.rl.types import Example
 
@@ -46,11 +47,6 @@ class MathArgs(PromptArgs):
     timeout_seconds: PositiveFloat = 5.0
     """Longest time to judge one completion; one that takes longer gets 0."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prompt == "plain" and self.path is None:
-            raise ValueError("prompt is plain, and the built-in problems are asked in chat; set path.")
-
 
 class MathEnvironment(SingleTurnEnvironment):
     """Asks for the solution of a problem; 1 for an answer that equals the reference.
@@ -75,6 +71,7 @@ class MathEnvironment(SingleTurnEnvironment):
             "surogate.rl.environments.math_scoring:score",
             name,
             timeout_seconds=args.timeout_seconds,
+            num_processes=min(usable_cpus(), MAX_PROCESSES),
             isolated=support.landlock and support.seccomp,
         )
 
@@ -88,7 +85,10 @@ class MathEnvironment(SingleTurnEnvironment):
 
     async def rewards(self, completions: list[str], example: Example) -> list[float]:
         """Compare each answer; one that cannot be judged in time is wrong."""
-        return [await self._reward(completion, example.columns["answer"]) for completion in completions]
+        has_answer = [not self._require_boxed or "\\boxed" in completion for completion in completions]
+        judged = [completion for completion, has in zip(completions, has_answer, strict=True) if has]
+        rewards = iter(await self._worker.score_each(judged, {"answer": example.columns["answer"]}))
+        return [next(rewards) if has else 0.0 for has in has_answer]
 
     def reference(self, example: Example) -> str:
         """Return the answer in a box."""
@@ -97,14 +97,6 @@ class MathEnvironment(SingleTurnEnvironment):
     async def close(self) -> None:
         """End the process that compares."""
         await self._worker.close()
-
-    async def _reward(self, completion: str, answer: str) -> float:
-        if self._require_boxed and "\\boxed" not in completion:
-            return 0.0
-        try:
-            return (await self._worker.score([completion], {"answer": [answer]}))[0]
-        except RewardLost:
-            return 0.0
 
 
 def _problems(args: MathArgs) -> list[Prompt]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from surogate.errors import DataError
 from surogate.rl.environments.base import Environment, Policy, checked_rewards
+from surogate.rl.policy import PromptTooLong
 from surogate.rl.types import Completion, Example, Message, Rollout
 
 _STAND_INS = ("A", "B")
@@ -76,7 +77,13 @@ class MultiTurnEnvironment(Environment):
         prompt_ids = policy.render(example.prompt)
         episodes = [Episode(example, list(example.prompt), prompt_ids) for _ in range(n)]
         first = await policy.sample(prompt_ids, n)
-        await asyncio.gather(*(self._hold(*pair, policy) for pair in zip(episodes, first, strict=True)))
+        held = [asyncio.create_task(self._hold(*pair, policy)) for pair in zip(episodes, first, strict=True)]
+        try:
+            await asyncio.gather(*held)
+        finally:
+            for task in held:
+                task.cancel()
+            await asyncio.gather(*held, return_exceptions=True)
         rewards = checked_rewards([self.reward(episode) for episode in episodes], [""] * n, self.name)
         return [self._rollout(*pair, policy) for pair in zip(episodes, rewards, strict=True)]
 
@@ -92,7 +99,7 @@ class MultiTurnEnvironment(Environment):
             ids = turn_ids(policy, episode.messages[:-1], answer, episode.completion_ids[-1:], self.name)
             try:
                 (completion,) = await policy.sample([*episode.prompt_ids, *episode.completion_ids, *ids], 1)
-            except DataError:  # nothing fits any more
+            except PromptTooLong:  # nothing fits any more
                 episode.is_truncated = True
                 return
             episode.messages += answer

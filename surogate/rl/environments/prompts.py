@@ -15,7 +15,8 @@ from jsonargparse.typing import PositiveInt
 from surogate.config.parts import DatasetSpec
 from surogate.data.files import TextFile
 from surogate.data.sources import SourceRow, open_source
-from surogate.errors import DataError
+from surogate.errors import ConfigError, DataError
+from surogate.locations import resolve
 from surogate.rl.types import Message
 
 _PROMPT_COLUMNS = ("prompt", "question", "problem", "instruction")
@@ -51,6 +52,17 @@ class PromptArgs:
             raise ValueError("prompt_field and messages_field are both set; a prompt is one or the other.")
         if self.prompt == "plain" and (self.system_prompt or self.messages_field is not None):
             raise ValueError("prompt is plain, and system_prompt and messages_field belong to prompt: chat.")
+        if self.path is None:
+            self._check_without_path()
+
+    def _check_without_path(self) -> None:
+        """Refuse what the built-in prompts of an environment do not have.
+
+        Raises:
+            ValueError: they do not have it.
+        """
+        if self.prompt == "plain":
+            raise ValueError("prompt is plain, and the built-in problems are asked in chat; set path.")
 
     @property
     def first_message(self) -> str | None:
@@ -64,6 +76,19 @@ class Prompt:
 
     prompt: str | list[Message]
     columns: dict[str, Any]
+
+
+def check_path(args: PromptArgs, env_id: str) -> None:
+    """Look whether there is something at a path, without reading it; a hub id or a URL is not looked up.
+
+    Raises:
+        ConfigError: there is nothing.
+    """
+    if args.path is not None:
+        try:
+            resolve(args.path, ConfigError, urls=True)
+        except ConfigError as error:
+            raise ConfigError(f"environment {env_id!r}: args.path {error}") from None
 
 
 def read_prompts(args: PromptArgs) -> list[Prompt]:

@@ -23,10 +23,11 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from surogate.config.keys import nearest
 from surogate.errors import ConfigError
+from surogate.rl.child_process import usable_cpus
 from surogate.rl.environments.arguments import read_arguments
 from surogate.rl.environments.base import SingleTurnEnvironment
 from surogate.rl.environments.prompts import chat
-from surogate.rl.rewards import REPEATABLE, RewardLost, RewardWorker
+from surogate.rl.rewards import MAX_PROCESSES, REPEATABLE, RewardWorker
 from surogate.rl.types import Example
 
 PREFIX = "reasoning-gym/"
@@ -72,7 +73,13 @@ class ReasoningGymEnvironment(SingleTurnEnvironment):
         self._args = own
         self._dataset = {"task": task, "config": config | {"size": own.num_examples, "seed": own.seed}}
         self._entries = _make(self._dataset, name)
-        self._worker = RewardWorker(f"{_SCORING}:score", name, timeout_seconds=own.timeout_seconds, isolated=True)
+        self._worker = RewardWorker(
+            f"{_SCORING}:score",
+            name,
+            timeout_seconds=own.timeout_seconds,
+            num_processes=min(usable_cpus(), MAX_PROCESSES),
+            isolated=True,
+        )
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -86,7 +93,8 @@ class ReasoningGymEnvironment(SingleTurnEnvironment):
 
     async def rewards(self, completions: list[str], example: Example) -> list[float]:
         """Let the task score each answer; one that cannot be scored in time gets 0."""
-        return [await self._reward(answer_in(completion), example) for completion in completions]
+        columns = {**{name: example.columns[name] for name in ("index", "question")}, "dataset": self._dataset}
+        return await self._worker.score_each([answer_in(completion) for completion in completions], columns)
 
     def reference(self, example: Example) -> str | None:
         """Return the task's answer, where it has one."""
@@ -96,17 +104,6 @@ class ReasoningGymEnvironment(SingleTurnEnvironment):
     async def close(self) -> None:
         """End the process that scores."""
         await self._worker.close()
-
-    async def _reward(self, answer: str, example: Example) -> float:
-        columns = {
-            "index": [example.columns["index"]],
-            "question": [example.columns["question"]],
-            "dataset": [self._dataset],
-        }
-        try:
-            return (await self._worker.score([answer], columns))[0]
-        except RewardLost:
-            return 0.0
 
 
 def own_arguments(task: str, args: Mapping[str, Any]) -> ReasoningGymArgs:

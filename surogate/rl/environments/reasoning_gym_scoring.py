@@ -18,7 +18,7 @@ from typing import Any
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from surogate.rl.isolation.foreign import ForeignCode
+from surogate.foreign import ForeignCode
 
 
 def score(completions: list[str], index: list[int], question: list[str], dataset: list[dict[str, Any]]) -> list[float]:

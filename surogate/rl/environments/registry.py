@@ -12,17 +12,19 @@ from typing import Any
 
 from surogate.config.keys import nearest
 from surogate.config.parts_grpo import EnvSpec
+from surogate.config.user_file import is_file_target, names_class, why_missing
 from surogate.errors import ConfigError
-from surogate.rl.environments import reasoning_gym_env, verifiers_env
+from surogate.rl.environments import reasoning_gym_env, verifiers_env, verifiers_settings
 from surogate.rl.environments.arguments import read_arguments
 from surogate.rl.environments.arithmetic import ArithmeticArgs, ArithmeticEnvironment
 from surogate.rl.environments.base import Environment
 from surogate.rl.environments.code import CodeArgs, CodeEnvironment
-from surogate.rl.environments.custom import CustomArgs, CustomEnvironment, check_target
+from surogate.rl.environments.custom import CustomArgs, CustomEnvironment
 from surogate.rl.environments.guess_number import GuessNumberArgs, GuessNumberEnvironment
 from surogate.rl.environments.math import MathArgs, MathEnvironment
+from surogate.rl.environments.prompts import PromptArgs, check_path
 from surogate.rl.environments.reverse_text import ReverseTextArgs, ReverseTextEnvironment
-from surogate.rl.environments.user_class import build_user_class, is_class
+from surogate.rl.environments.user_class import build_user_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,9 @@ def arguments_of(env_id: str) -> type:
     """
     if env_id.startswith(reasoning_gym_env.PREFIX):
         return reasoning_gym_env.ReasoningGymArgs
-    if env_id.startswith(verifiers_env.PREFIX):
-        return verifiers_env.VerifiersArgs
-    if _is_custom(env_id):
+    if env_id.startswith(verifiers_settings.PREFIX):
+        return verifiers_settings.VerifiersArgs
+    if is_file_target(env_id):
         return CustomArgs
     if env_id in _BUILT_IN:
         return _BUILT_IN[env_id].args
@@ -106,11 +108,11 @@ def build_environment(spec: EnvSpec) -> Environment:
     if spec.id.startswith(reasoning_gym_env.PREFIX):
         task = spec.id.removeprefix(reasoning_gym_env.PREFIX)
         environment = reasoning_gym_env.ReasoningGymEnvironment(name, task, spec.args)
-    elif spec.id.startswith(verifiers_env.PREFIX):
-        environment = verifiers_env.VerifiersEnvironment(name, spec.id.removeprefix(verifiers_env.PREFIX), args)
-    elif _is_custom(spec.id) and is_class(spec.id):
+    elif spec.id.startswith(verifiers_settings.PREFIX):
+        environment = verifiers_env.VerifiersEnvironment(name, spec.id.removeprefix(verifiers_settings.PREFIX), args)
+    elif is_file_target(spec.id) and names_class(spec.id):
         environment = build_user_class(name, spec.id, spec.args)
-    elif _is_custom(spec.id):
+    elif is_file_target(spec.id):
         environment = CustomEnvironment(name, args, spec.id)
     else:
         environment = _BUILT_IN[spec.id].build(name, args)
@@ -127,14 +129,14 @@ def _checked(env_id: str, args: Mapping[str, Any]) -> Any:
         task = env_id.removeprefix(reasoning_gym_env.PREFIX)
         reasoning_gym_env.check_task(task)
         return reasoning_gym_env.own_arguments(task, args)
-    if env_id.startswith(verifiers_env.PREFIX):
-        verifiers_env.check_taskset(env_id.removeprefix(verifiers_env.PREFIX))
-    if _is_custom(env_id):
-        check_target(env_id)
-        if is_class(env_id):
+    if env_id.startswith(verifiers_settings.PREFIX):
+        verifiers_env.check_taskset(env_id.removeprefix(verifiers_settings.PREFIX))
+    if is_file_target(env_id):
+        if problem := why_missing(env_id):
+            raise ConfigError(f"environment {env_id!r}: {problem}")
+        if names_class(env_id):
             return args  # its constructor's business
-    return read_arguments(schema, args, env_id)
-
-
-def _is_custom(env_id: str) -> bool:
-    return env_id.rpartition(":")[0].endswith(".py")
+    read: Any = read_arguments(schema, args, env_id)
+    if isinstance(read, PromptArgs):
+        check_path(read, env_id)
+    return read

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from surogate.errors import DataError, GeneratorError
 from surogate.rl.environments.base import Policy
+from surogate.rl.policy import PromptTooLong
 from surogate.rl.types import Completion
 
 MODEL = "policy"
@@ -86,7 +87,7 @@ class Conversation:
         await asyncio.gather(*running, return_exceptions=True)
 
     def _note(self, error: BaseException) -> None:
-        if isinstance(error, DataError) and self.turns:  # nothing fits any more
+        if isinstance(error, PromptTooLong) and self.turns:  # nothing fits any more
             self.is_full = True
             self.on_full()
         else:

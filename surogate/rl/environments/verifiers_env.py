@@ -9,50 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jsonargparse.typing import PositiveInt
-
 from surogate.errors import ConfigError, DataError
 from surogate.rl.environments.base import Environment, Policy, RewardError
 from surogate.rl.environments.token_endpoint import MODEL, Conversation, TokenEndpoint
+from surogate.rl.environments.verifiers_settings import (
+    PREFIX,
+    VerifiersArgs,
+    environment_settings,
+    explained,
+    renderer_of,
+    renderer_settings,
+)
 from surogate.rl.types import Example, Message, Rollout
 
-PREFIX = "verifiers:"
-
-_LOCAL_RUNTIMES = ("subprocess", "docker", "podman", "apptainer")
-"""Where an agent's program may run; the others are companies' clouds."""
-_TEMPLATE_RENDERER = "surogate.rl.environments.verifiers_renderer.TemplateRenderer"
 _STOPPED_FULL = "context_length"
 """Stop condition of a conversation that has no room for another reply."""
 _START_SECONDS = 300.0
 """Longest time until tool servers that tasks share are up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifiersArgs:
-    """Arguments of `verifiers:<taskset>`."""
-
-    taskset: dict[str, Any] = field(default_factory=dict)
-    """Settings of the taskset, by its own names."""
-    agent: dict[str, Any] = field(default_factory=dict)
-    """The policy's seat, as verifiers names it: harness, runtime, max_turns, timeout and so on. Default: the taskset's
-    own harness or else `null`, in the runtime `subprocess`."""
-    env: dict[str, Any] = field(default_factory=dict)
-    """Further settings of verifiers' environment: id, timeout, retries, other agents by their names."""
-    renderer: str | dict[str, Any] | None = None
-    """How messages become tokens: a renderer's name or settings, such as `qwen3`. Default: the one that `renderers`
-    has for the model, or else the chat template, without tools."""
-    num_examples: PositiveInt | None = None
-    """Tasks at most, from the first on. Default: all."""
-    local_execution: bool = False
-    """Let a harness that runs what the model writes do so on this machine, unprotected, in the runtime subprocess."""
 
 
 class VerifiersEnvironment(Environment):
@@ -73,8 +52,8 @@ class VerifiersEnvironment(Environment):
         import verifiers.v1 as vf
 
         try:
-            self._env = vf.load_environment(_settings(taskset, args))
-            self._renderer = None if args.renderer is None else _renderer_settings(args.renderer)
+            self._env = vf.load_environment(environment_settings(taskset, args))
+            self._renderer = None if args.renderer is None else renderer_settings(args.renderer)
             tasks = self._env.taskset if args.num_examples is None else self._env.taskset.take(args.num_examples)
             if not tasks.bounded:
                 raise ConfigError(f"environment {name!r}: {taskset} has no end; set num_examples.")
@@ -82,7 +61,7 @@ class VerifiersEnvironment(Environment):
         except ConfigError:
             raise
         except (ImportError, AttributeError, TypeError, ValueError, OSError) as error:
-            raise ConfigError(f"environment {name!r}: verifiers refuses {taskset!r}: {_explained(error)}") from error
+            raise ConfigError(f"environment {name!r}: verifiers refuses {taskset!r}: {explained(error)}") from error
         self._endpoint = TokenEndpoint()
         self._stack = AsyncExitStack()
         self._starting = asyncio.Lock()
@@ -141,7 +120,7 @@ class VerifiersEnvironment(Environment):
 
         if policy.tokenizer is None:
             raise DataError(f"{self.name}: verifiers needs a model's tokenizer, so it cannot be tried without a model.")
-        renderer = self._renderer or _renderer_of(policy.tokenizer)
+        renderer = renderer_of(policy.tokenizer, self._renderer, policy.chat_template_kwargs, self.name)
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(TemporaryDirectory(prefix="surogate-tokenizer-"))
             policy.tokenizer.save_pretrained(folder)
@@ -305,85 +284,3 @@ def _messages(data: Any) -> list[Message]:
     prompt = data.prompt or ""
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
     return [{"role": "system", "content": data.system_prompt}, *turns] if data.system_prompt else turns
-
-
-def _settings(taskset: str, args: VerifiersArgs) -> Any:
-    """Return verifiers' configuration, with what it may not say refused.
-
-    Raises:
-        ConfigError: it says that.
-        ValueError: verifiers refuses it.
-    """
-    import verifiers.v1 as vf
-
-    for name in ("id" in args.taskset and "taskset.id", "taskset" in args.env and "env.taskset"):
-        if name:
-            raise ConfigError(f"environment {PREFIX + taskset!r}: {name} is set by the environment's id; remove it.")
-    data = {**args.env, "taskset": {**args.taskset, "id": taskset}}
-    if args.agent:
-        data["agent"] = {**data.get("agent", {}), **args.agent}
-    defaults = vf.env_config_type(taskset, str(args.env.get("id", ""))).model_fields
-    is_bare = vf.default_harness_id(taskset) == "bash"  # verifiers' default, which runs what the model writes
-    for name, info in defaults.items():
-        if isinstance(info.default, vf.AgentConfig):
-            seat = data[name] = {"runtime": {"type": "subprocess"}, **data.get(name, {})}
-            if is_bare and info.default.harness is None:
-                seat.setdefault("harness", {"id": "null"})
-    config = vf.resolve_env_config(data)
-    for name, harness in config.agent_harnesses().items():
-        for problem in _seat_problems(getattr(config, name), harness, args.local_execution):
-            raise ConfigError(f"environment {PREFIX + taskset!r}: {name}.{problem}")
-    return config
-
-
-def _seat_problems(seat: Any, harness: Any, local_execution: bool) -> Iterator[str]:
-    """Say what an agent may not have."""
-    import verifiers.v1 as vf
-
-    if seat.client is None:
-        for key in ("sampling", "model"):
-            if getattr(seat, key) is not None:
-                yield f"{key} is set, but the policy plays this agent, and orch.yaml says how it is sampled: remove it."
-    runtime = seat.runtime.type
-    if runtime not in _LOCAL_RUNTIMES:
-        yield f"runtime.type is {runtime!r}, which runs programs elsewhere; it must be {', '.join(_LOCAL_RUNTIMES)}."
-    if runtime == "subprocess" and vf.load_harness(harness).EXECUTES_CODE and not local_execution:
-        yield (
-            f"harness {harness.id!r} runs what the model writes, and the runtime subprocess does not keep it from "
-            "anything on this machine: set runtime.type to docker, podman or apptainer, or local_execution: true."
-        )
-
-
-def _renderer_settings(renderer: str | Mapping[str, Any]) -> Any:
-    from pydantic import TypeAdapter
-    from renderers import RendererConfig
-
-    settings = {"name": renderer} if isinstance(renderer, str) else renderer
-    return TypeAdapter(RendererConfig).validate_python(settings)
-
-
-def _renderer_of(tokenizer: Any) -> Any:
-    """Return the settings of the renderer that belongs to a model's name; the folder of a copy says nothing.
-
-    Raises:
-        DataError: there is none, nor a chat template.
-    """
-    from renderers import CustomRendererConfig, create_renderer
-
-    config = create_renderer(tokenizer).config
-    if config.name != "default":
-        return config
-    if tokenizer.chat_template is None:
-        raise DataError("The tokenizer has no chat template, and verifiers asks in messages.")
-    return CustomRendererConfig(import_path=_TEMPLATE_RENDERER)
-
-
-def _explained(error: Exception) -> str:
-    from pydantic import ValidationError
-
-    if not isinstance(error, ValidationError):
-        return f"{type(error).__name__}: {error}"
-    problems = (
-        f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors(include_url=False)
-    )
-    return "; ".join(problems)

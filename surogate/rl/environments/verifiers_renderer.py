@@ -12,6 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Literal
 
+from pydantic import ConfigDict
 from renderers import BaseRendererConfig, DefaultRendererConfig, RenderedTokens
 from renderers.default import DefaultRenderer
 
@@ -24,7 +25,10 @@ _OPENING: list[Message] = [{"role": "user", "content": "A"}]
 
 
 class TemplateRendererConfig(BaseRendererConfig):
-    """Nothing can be set."""
+    """What is set is an option of the chat template."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    _allow_opaque_template_kwargs = True
 
     name: Literal["surogate-template"] = "surogate-template"
 
@@ -39,7 +43,8 @@ class TemplateRenderer(DefaultRenderer):
     config_class = TemplateRendererConfig
 
     def __init__(self, tokenizer: Any, config: TemplateRendererConfig | None = None) -> None:
-        super().__init__(tokenizer, DefaultRendererConfig())
+        options = {} if config is None else config.model_extra or {}
+        super().__init__(tokenizer, DefaultRendererConfig(**options))
 
     def render(
         self, messages: list[Message], *, tools: Sequence[Any] | None = None, add_generation_prompt: bool = False

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from importlib.util import find_spec
 
-from surogate.config.parts_grpo import InferenceSpec, SamplingSpec
 from surogate.config.settle import VLLM_RANKS
 from surogate.errors import ConfigError
 
@@ -52,39 +51,3 @@ def fit_lora_rank(rank: int, max_lora_rank: int | None) -> int:
             fix += f", or raise max_lora_rank (one of {allowed})"
         raise ConfigError(f"lora_rank is {rank}, and the generator serves adapters up to rank {limit}: {fix}")
     return min(r for r in VLLM_RANKS if r >= rank) if max_lora_rank is None else max_lora_rank
-
-
-def check_lengths(prompt_len: int, max_tokens: int, max_model_len: int) -> None:
-    """Make sure that a prompt and its longest completion fit into the engine's context.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    if prompt_len + max_tokens > max_model_len:
-        raise ConfigError(
-            f"a prompt of {prompt_len} tokens and max_tokens {max_tokens} need {prompt_len + max_tokens} tokens, and "
-            f"the generator's max_model_len is {max_model_len}: raise it, or lower max_tokens or the prompt's length"
-        )
-
-
-def check_engine(spec: InferenceSpec, sampling: SamplingSpec, num_gpus: int) -> None:
-    """Check the keys of infer.yaml that vLLM would refuse late, or not at all.
-
-    Args:
-        sampling: of the rollouts.
-        num_gpus: GPUs that the generator may use; 0 on a CPU.
-
-    Raises:
-        ConfigError: the first thing found.
-    """
-    if spec.max_model_len is not None and sampling.max_tokens >= spec.max_model_len:
-        raise ConfigError(
-            f"max_tokens is {sampling.max_tokens} and max_model_len {spec.max_model_len}: no room is left for a prompt"
-        )
-    if spec.max_num_seqs < 1 or spec.max_loras < 1 or spec.tp < 1 or spec.dp < 1:
-        raise ConfigError("max_num_seqs, max_loras, tp and dp are at least 1")
-    wanted = spec.tp * spec.dp
-    if num_gpus and wanted > num_gpus:
-        raise ConfigError(f"tp {spec.tp} x dp {spec.dp} needs {wanted} GPUs, and the generator has {num_gpus}")
-    if not num_gpus and wanted > 1:
-        raise ConfigError(f"tp is {spec.tp} and dp {spec.dp}; without a GPU the generator takes only 1 for both")

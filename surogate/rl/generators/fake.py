@@ -62,7 +62,14 @@ class FakeGenerator:
         self.is_started = True
 
     async def generate(
-        self, prompt_ids: Sequence[int], n: int, sampling: SamplingSpec, *, stop: Sequence[str] = (), seed: int | None
+        self,
+        prompt_ids: Sequence[int],
+        n: int,
+        sampling: SamplingSpec,
+        *,
+        stop: Sequence[str] = (),
+        seed: int | None,
+        asker: object | None = None,
     ) -> list[Completion]:
         """Answer with n completions."""
         self._check()

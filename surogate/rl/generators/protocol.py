@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from surogate.config.parts_grpo import SamplingSpec
 from surogate.rl.types import Completion
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,14 @@ class Generator(Protocol):
         ...
 
     async def generate(
-        self, prompt_ids: Sequence[int], n: int, sampling: SamplingSpec, *, stop: Sequence[str] = (), seed: int | None
+        self,
+        prompt_ids: Sequence[int],
+        n: int,
+        sampling: SamplingSpec,
+        *,
+        stop: Sequence[str] = (),
+        seed: int | None,
+        asker: object | None = None,
     ) -> list[Completion]:
         """Sample n completions of a prompt with the current weights.
 
@@ -67,6 +75,8 @@ class Generator(Protocol):
             sampling: its temp_scheduler and seed are not looked at.
             stop: texts that end a completion; it includes the token in which they end.
             seed: makes the sampling repeatable where the engine can; None = its own randomness.
+            asker: whose prompts begin alike, such as a group or a conversation. Of several servers it always gets the
+                same, which has computed the beginning already.
         """
         ...
 

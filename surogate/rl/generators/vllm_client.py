@@ -1,9 +1,9 @@
 """ServerVllm: one or several vLLM servers as a Generator, in their own processes or on their own nodes.
 
 What is not here: what is said to one server (vllm_endpoint.py), and starting one (vllm_server.py). The one idea: a
-server is either up with the current weights or gets no request. One that is lost is asked until it is back, is given
-the current weights, and only then the next request; what it was sampling is sampled again elsewhere, so nothing is lost
-and nothing is counted twice.
+server is either up with the current weights or gets no request. One that is lost (its connection breaks, or its engine
+says again and again that it has failed) is asked until it is back, is given the current weights, and only then the next
+request; what it was sampling is sampled again elsewhere, so nothing is lost and nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import aiohttp
 
 from surogate.config.parts_grpo import SamplingSpec
 from surogate.errors import GeneratorError
+from surogate.rl.generators.notices import Notices
 from surogate.rl.generators.protocol import WeightUpdate
 from surogate.rl.generators.vllm_arguments import Seeds, check_request, sampling_arguments, scoring_arguments
-from surogate.rl.generators.vllm_endpoint import Endpoint, Refused, ServerLost
+from surogate.rl.generators.vllm_endpoint import CLIENT_PREFIX, Endpoint, Refused, ServerLost, Unhealthy
 from surogate.rl.generators.vllm_server import VllmServer
 from surogate.rl.types import Completion
 
@@ -32,6 +35,16 @@ Answer = TypeVar("Answer")
 FIRST_DELAY, LONGEST_DELAY = 0.25, 1.0
 """Seconds between two attempts to reach a server that is lost; they double."""
 MAX_RESTARTS = 5
+HEALTH_SECONDS = 10.0
+"""Between two looks at a server that is at work."""
+HEALTH_ANSWER_SECONDS = 30.0
+"""In which it must say how it is."""
+MAX_SICK_LOOKS = 3
+"""So often in a row it may say that its engine has failed, or nothing; then it is lost. A busy one answers late."""
+
+
+class _Asker:
+    """Whoever asks once, and has no name."""
 
 
 class ServerVllm:
@@ -70,11 +83,14 @@ class ServerVllm:
         self._headers = _authorization(api_key_var)
         self._http: aiohttp.ClientSession | None = None
         self._up: list[Endpoint] = []
+        self._watch: asyncio.Task[None] | None = None
+        self._homes: WeakKeyDictionary[object, Endpoint] = WeakKeyDictionary()
         self._lost: dict[Endpoint, asyncio.Task[None]] = {}
         self._reasons: dict[str, str] = {}
         self._news = asyncio.Event()
         self._update: WeightUpdate | None = None
         self._max_model_len: int | None = None
+        self._notices = Notices("the vLLM servers", lambda: "; ".join(self._reasons.values()))
 
     @property
     def max_model_len(self) -> int:
@@ -96,23 +112,32 @@ class ServerVllm:
         try:
             for server in self._processes.values():
                 server.launch()
-            client = f"surogate-{uuid4().hex}"
+            client = f"{CLIENT_PREFIX}{uuid4().hex}"
             begin = _all([self._begin(Endpoint(url, self._http, client, self._adapter_name)) for url in self._urls])
             await self._in_time(begin, "answer", self._start_timeout)
+            self._watch = asyncio.create_task(self._look_after())
             is_up = True
         finally:
             if not is_up:
                 await self.close()
 
     async def generate(
-        self, prompt_ids: Sequence[int], n: int, sampling: SamplingSpec, *, stop: Sequence[str] = (), seed: int | None
+        self,
+        prompt_ids: Sequence[int],
+        n: int,
+        sampling: SamplingSpec,
+        *,
+        stop: Sequence[str] = (),
+        seed: int | None,
+        asker: object | None = None,
     ) -> list[Completion]:
         """Sample n completions; see the protocol."""
         check_request(prompt_ids, sampling.max_tokens, self.max_model_len)
         arguments = sampling_arguments(sampling, stop)
+        asker = _Asker() if asker is None else asker
 
         async def one(seed: int) -> Completion:
-            return await self._request(lambda server: server.sample(prompt_ids, {**arguments, "seed": seed}))
+            return await self._request(lambda server: server.sample(prompt_ids, {**arguments, "seed": seed}), asker)
 
         answers = _all([one(s) for s in self._seeds.draw(n, seed)])
         return await self._in_time(answers, f"sample {n} completions of {len(prompt_ids)} tokens")
@@ -121,7 +146,7 @@ class ServerVllm:
         """Score a sequence; see the protocol."""
         check_request(token_ids, 0, self.max_model_len)
         arguments = scoring_arguments()
-        answer = self._request(lambda server: server.score(token_ids, arguments))
+        answer = self._request(lambda server: server.score(token_ids, arguments), _Asker())
         return await self._in_time(answer, f"score {len(token_ids)} tokens")
 
     async def load_weights(self, update: WeightUpdate) -> None:
@@ -141,10 +166,12 @@ class ServerVllm:
 
     async def close(self) -> None:
         """End the servers that this generator launched."""
-        for task in self._lost.values():
+        tasks = [*self._lost.values(), *([self._watch] if self._watch else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._lost.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._lost.clear()
+        await asyncio.gather(*(server.forget() for server in self._up))
         self._up.clear()
         if self._http is not None:
             await self._http.close()
@@ -154,14 +181,24 @@ class ServerVllm:
 
     # --- which server -------------------------------------------------------------------------------------------------
 
-    async def _request(self, ask: Callable[[Endpoint], Awaitable[Answer]]) -> Answer:
-        """Ask the server with the least to do, and another one when it is lost meanwhile."""
+    async def _request(self, ask: Callable[[Endpoint], Awaitable[Answer]], asker: object) -> Answer:
+        """Ask the asker's server, and another one when it is lost meanwhile."""
         while True:
-            server = min(await self._servers(), key=lambda endpoint: endpoint.num_running)
+            server = self._home(asker, await self._servers())
             try:
                 return await ask(server)
             except ServerLost as loss:
                 self._lose(server, str(loss))
+
+    def _home(self, asker: object, servers: Sequence[Endpoint]) -> Endpoint:
+        """Return the server that an asker has been to, whose cache holds what its prompts begin with; for a new one the
+        server with the least to do, and of those the one with the fewest askers."""
+        home = self._homes.get(asker)
+        if home is None or home not in servers:
+            askers = Counter(self._homes.values())
+            home = min(servers, key=lambda server: (server.num_running, askers[server]))
+            self._homes[asker] = home
+        return home
 
     async def _servers(self) -> list[Endpoint]:
         """Wait for a server that is up."""
@@ -193,32 +230,50 @@ class ServerVllm:
 
     def _lose(self, server: Endpoint, reason: str) -> None:
         """Take a server out, and begin to look for it."""
-        self._reasons[server.url] = reason
         if server in self._up:
+            self._reasons[server.url] = reason
             log.warning("%s is lost (%s); what it was sampling is sampled again.", server.url, reason)
             self._up.remove(server)
+            server.abandon(reason)
             self._lost[server] = asyncio.create_task(self._revive(server))
             self._lost[server].add_done_callback(lambda task: self._news.set())
 
+    async def _look_after(self) -> None:
+        """Lose servers whose engine has failed while they are asked: a process that goes on may never answer."""
+        sick: Counter[Endpoint] = Counter()
+        while True:
+            await asyncio.sleep(HEALTH_SECONDS)
+            asked = [server for server in self._up if server.is_asked]
+            looks = [server.check_health(HEALTH_ANSWER_SECONDS) for server in asked]
+            answers = dict(zip(asked, await asyncio.gather(*looks, return_exceptions=True), strict=True))
+            sick = Counter({server: sick[server] + 1 for server, answer in answers.items() if answer is not None})
+            for server, count in sick.items():
+                if count >= MAX_SICK_LOOKS:
+                    self._lose(server, str(answers[server]))
+
     async def _revive(self, server: Endpoint) -> None:
-        """Ask a lost server until it answers, and give it the current weights."""
+        """Ask a lost server until it answers, and give it the current weights; start it anew where it is ours."""
         delay = FIRST_DELAY
         restarts = 0
+        is_sick = False
         while True:
             await asyncio.sleep(delay)
             delay = min(2 * delay, LONGEST_DELAY)
             process = self._processes.get(server.url)
-            if process is not None and not process.is_running:
+            if process is not None and (is_sick or not process.is_running):
                 if restarts == MAX_RESTARTS:
                     raise GeneratorError(f"{server.url} ended {restarts} times in a row: {self._reasons[server.url]}")
                 restarts += 1
                 await asyncio.to_thread(process.stop)
                 process.launch()
             try:
+                is_sick = False
+                await server.check_health(HEALTH_ANSWER_SECONDS)
                 await server.connect()
                 while self._update is not None and server.version != self._update.version:
                     await server.load(self._update, self._seed * 1_000_003 + self._update.version)
             except ServerLost as loss:
+                is_sick = isinstance(loss, Unhealthy)
                 self._reasons[server.url] = str(loss)
                 continue
             self._join(server)
@@ -252,8 +307,9 @@ class ServerVllm:
     async def _in_time(self, answer: Awaitable[Answer], what: str, seconds: float | None = None) -> Answer:
         seconds = self._timeout if seconds is None else seconds
         try:
-            async with asyncio.timeout(seconds):
-                return await answer
+            with self._notices.waiting(what):
+                async with asyncio.timeout(seconds):
+                    return await answer
         except TimeoutError as error:
             reasons = "; ".join(self._reasons.values()) or f"{', '.join(self._urls)} did not answer"
             raise GeneratorError(f"the vLLM servers had {seconds:g} s to {what}: {reasons}") from error

@@ -7,11 +7,13 @@ where new weights come while it runs.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,10 @@ class ServerLost(GeneratorError):
     """The server is gone, or came back without the weights that it was given: ask another one, or again later."""
 
 
+class Unhealthy(ServerLost):
+    """The server is there, but its engine is not well."""
+
+
 class Refused(GeneratorError):
     """The server understood, and will not: asking again does not help.
 
@@ -41,13 +47,18 @@ class Refused(GeneratorError):
         self.status = status
 
 
+CLIENT_PREFIX = "surogate-adapters-"
+"""How folders on a server's machine begin; a client's number follows."""
+_FORGET_SECONDS = 10.0
+
+
 class Endpoint:
     """A server.
 
     Args:
         url: such as http://127.0.0.1:8000.
         http: connections, with the headers to send.
-        client: a name of its own, for what is written on the server's machine.
+        client: folder for what is written on the server's machine; CLIENT_PREFIX and a number of its own.
         adapter_name: how adapters are called; the version follows.
     """
 
@@ -66,6 +77,42 @@ class Endpoint:
         self._has_noise = False
         self._is_base_foreign = False
         """Whether the server has merged weights that did not come from here."""
+        self._has_written = False
+        """Whether adapters were written on the server's machine."""
+        self._pending: set[asyncio.Timeout] = set()
+        self._loss = ""
+
+    # --- whether it is there ------------------------------------------------------------------------------------------
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether an answer is waited for."""
+        return bool(self._pending)
+
+    async def check_health(self, seconds: float) -> None:
+        """Ask whether the engine is well.
+
+        Args:
+            seconds: that the answer may take.
+
+        Raises:
+            Unhealthy: it is not, or the server does not say.
+            ServerLost: there is no server.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._send("GET", "/health")
+        except TimeoutError as error:
+            raise Unhealthy(f"{self.url} did not say in {seconds:g} s whether its engine is well") from error
+        except Refused as refusal:
+            raise Unhealthy(f"the engine of {self.url} has failed (/health answers {refusal.status})") from refusal
+
+    def abandon(self, reason: str) -> None:
+        """Raise ServerLost in all that waits for this server, and in what asks it before it is connected again."""
+        self._loss = reason
+        for pending in self._pending:
+            if not pending.expired():
+                pending.reschedule(asyncio.get_running_loop().time())
 
     async def connect(self) -> int:
         """Ask what the server serves, take away what an earlier run left there, and return its longest sequence.
@@ -74,12 +121,16 @@ class Endpoint:
             ServerLost: it does not answer.
             Refused: it is not one of `surogate grpo-infer`.
         """
+        self._loss = ""
         (base, *adapters) = (await self._ask("GET", "/v1/models"))["data"]
         self._base_name = base["id"]
         for card in adapters:
             await self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": card["id"]})
+            writer = Path(card.get("root") or "").parent.name
+            if re.fullmatch(rf"{CLIENT_PREFIX}\w+", writer) and writer != self._client:
+                await self._call_workers("drop_adapter", writer)
         await self._set_noise(0.0, 0)
-        await self._ask("POST", "/reset_prefix_cache?reset_running_requests=true")
+        await self._reset_prefix_cache()
         self._adapters.clear()
         self.version = None
         known = (await self._ask("GET", "/weight_info"))["weight_version"].partition("+")[0]
@@ -87,6 +138,13 @@ class Endpoint:
         self._is_base_foreign = self._base_version > 0
         await self._tell_version(0)
         return int(base["max_model_len"])
+
+    async def forget(self) -> None:
+        """Remove what was written on the server's machine, if the server still answers."""
+        if self._has_written:
+            with suppress(GeneratorError, TimeoutError):
+                async with asyncio.timeout(_FORGET_SECONDS):
+                    await self._call_workers("drop_adapter", self._client)
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
@@ -192,6 +250,7 @@ class Endpoint:
 
     async def _send_adapter(self, name: str, folder: Path) -> str:
         """Write an adapter on the server's machine, and return where."""
+        self._has_written = True
         tensors = base64.b64encode((folder / "adapter_model.safetensors").read_bytes()).decode()
         config = (folder / "adapter_config.json").read_text()
         return (await self._call_workers("put_adapter", f"{self._client}/{name}", tensors, config))[0]
@@ -206,9 +265,14 @@ class Endpoint:
         await self._ask("POST", "/pause?mode=keep")
         try:
             yield
-            await self._ask("POST", "/reset_prefix_cache?reset_running_requests=true")
+            await self._reset_prefix_cache()
         finally:
             await self._ask("POST", "/resume")
+
+    async def _reset_prefix_cache(self) -> None:
+        answer = await self._ask("POST", "/reset_prefix_cache?reset_running_requests=true")
+        if not (isinstance(answer, dict) and answer.get("success")):  # it may be asked again, as a lost server is
+            raise ServerLost(f"{self.url} does not let go of what it computed with old weights (its prefix cache)")
 
     async def _tell_version(self, adapter_version: int) -> None:
         name = version_name(self._base_version, adapter_version)
@@ -222,6 +286,20 @@ class Endpoint:
         return answer["results"]
 
     async def _ask(self, verb: str, path: str, body: Any = None) -> Any:
+        """Send a request whose answer is waited for until it comes, or until the server is found lost."""
+        if self._loss:
+            raise ServerLost(self._loss)
+        pending = asyncio.timeout(None)
+        try:
+            async with pending:
+                self._pending.add(pending)
+                return await self._send(verb, path, body)
+        except TimeoutError as error:
+            raise ServerLost(self._loss or f"{self.url} does not answer in time") from error
+        finally:
+            self._pending.discard(pending)
+
+    async def _send(self, verb: str, path: str, body: Any = None) -> Any:
         try:
             async with self._http.request(verb, self.url + path, json={} if body is None else body) as response:
                 status, text = response.status, await response.text()

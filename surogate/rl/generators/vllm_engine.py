@@ -16,6 +16,7 @@ from typing import Any
 from surogate.config.parts_grpo import InferenceSpec, SamplingSpec
 from surogate.errors import GeneratorError
 from surogate.rl.generators.checks import require_vllm
+from surogate.rl.generators.notices import Notices
 from surogate.rl.generators.protocol import WeightUpdate
 from surogate.rl.generators.vllm_arguments import (
     ModelShape,
@@ -59,6 +60,7 @@ class InProcessVllm:
         self._timeout = timeout
         self._start_timeout = start_timeout
         self._thread = EngineThread(lambda: VllmSession(spec, model_dir))
+        self._notices = Notices("vLLM")
 
     @property
     def max_model_len(self) -> int:
@@ -72,7 +74,14 @@ class InProcessVllm:
         await self._answers([self._thread.ready], "start its engine", self._start_timeout)
 
     async def generate(
-        self, prompt_ids: Sequence[int], n: int, sampling: SamplingSpec, *, stop: Sequence[str] = (), seed: int | None
+        self,
+        prompt_ids: Sequence[int],
+        n: int,
+        sampling: SamplingSpec,
+        *,
+        stop: Sequence[str] = (),
+        seed: int | None,
+        asker: object | None = None,
     ) -> list[Completion]:
         """Sample n completions; see the protocol."""
         check_request(prompt_ids, sampling.max_tokens, self._max_model_len)
@@ -118,7 +127,8 @@ class InProcessVllm:
     async def _answers(self, futures: Sequence[Future[Any]], what: str, seconds: float) -> list[Any]:
         """Wait for all of them, or for the first that fails."""
         waiting = [asyncio.wrap_future(future) for future in futures]
-        done, late = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        with self._notices.waiting(what):
+            done, late = await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         for future in late:
             future.cancel()
         errors = [error for future in done if (error := future.exception()) is not None]

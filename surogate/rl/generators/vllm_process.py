@@ -34,6 +34,8 @@ def die_with_parent(parent: int | None) -> None:
 
 
 if __name__ == "__main__":
+    # A batch system signals all processes of a job ahead of its end, and the trainer finishes its step with this one.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if parent := os.environ.get(DIE_WITH_PARENT):
         die_with_parent(int(parent))
     runpy.run_module(SERVER_MODULE, run_name="__main__", alter_sys=True)

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
+from surogate.foreign import ForeignCode, describe
 from surogate.rl.isolation import landlock, lockdown
-from surogate.rl.isolation.foreign import ForeignCode, describe
 from surogate.rl.isolation.wire import decode, encode
 
 _MAX_LINE = 4 << 20

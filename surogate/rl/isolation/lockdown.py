@@ -84,13 +84,16 @@ def lock_down(bounds: Bounds, folder: str, *, namespaces: bool, readable: list[s
 
 
 def die_with(parent: int) -> None:
-    """End this process when its parent ends, whichever way.
+    """End this process when its parent ends, whichever way, and not before.
+
+    A batch system signals all processes of a job ahead of its end; what that means is the parent's business.
 
     Args:
         parent: the process that should be the parent; where it is not any more, this one ends at once.
     """
     set_parent_death_signal = 1
     ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if os.getppid() != parent:
         os._exit(1)
 

@@ -13,7 +13,7 @@ from surogate.callbacks.environment import EnvironmentRecord, git_state, install
 
 
 def record(folder: Path, **changes: Any) -> dict[str, Any]:
-    values = {"is_global_zero": True, "world_size": 2, "strategy": object(), "datamodule": None}
+    values = {"is_global_zero": True, "world_size": 2, "strategy": object(), "datamodule": None, "loggers": []}
     trainer: Any = SimpleNamespace(**{**values, **changes})
     EnvironmentRecord(str(folder)).on_fit_start(trainer, None)  # type: ignore[arg-type]
     return json.loads((folder / "environment.json").read_text())

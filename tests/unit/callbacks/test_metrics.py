@@ -38,6 +38,7 @@ def trainer(step: int = 0, **changes: Any) -> Any:
 def train(writer: MetricsWriter, steps: range, loss: float = 2.0, **changes: Any) -> None:
     for step in steps:
         scalars = {"loss": loss + step, "loss_tokens": 10, "tokens": 40, "accuracy": 0.5, "grad_norm": 1.0}
+        scalars["skipped"] = 0
         metrics: dict[str, Any] = {name: torch.tensor(value) for name, value in scalars.items()}
         module: Any = SimpleNamespace(step_metrics={**metrics, "learning_rate": 1e-4})
         batch = SimpleNamespace(packing_efficiency=0.9)
@@ -67,8 +68,10 @@ def test_a_record_has_every_number_the_manual_names(tmp_path: Path) -> None:
         "train/accuracy",
         "train/grad_norm",
         "train/learning_rate",
+        "health/skipped_steps",
         "speed/tokens_per_second",
         "speed/supervised_tokens_per_second",
+        "speed/step_seconds",
         "data/packing_efficiency",
         "memory/peak_gib",
     ]

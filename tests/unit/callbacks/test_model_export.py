@@ -65,15 +65,18 @@ def test_with_merge_the_module_merges_and_its_report_is_said(tmp_path: Path, cap
     assert "14 layers merged" in caplog.text
 
 
-def test_only_the_first_rank_writes(tmp_path: Path) -> None:
-    export(tmp_path, None, None, rank=1)
+def test_every_rank_gives_its_share_of_a_model_and_only_the_first_merges_and_writes(tmp_path: Path) -> None:
+    asked: list[Path] = []
+    export(tmp_path, SimpleNamespace(save_model=lambda folder, _: asked.append(folder)), None, rank=1)
+    assert asked == [tmp_path / "model"]
+    export(tmp_path, None, None, rank=1, merge=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_leaves_the_old_model_and_is_said_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(model: Any, folder: Path, tokenizer: Any) -> None:
+    def fail(model: Any, folder: Path, tokenizer: Any, state: Any) -> None:
         (folder / "half").touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

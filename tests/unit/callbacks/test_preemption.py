@@ -191,6 +191,18 @@ def test_only_sigusr1_requeues_a_job_and_only_once(tmp_path: Path, scontrol: Pat
     assert (scontrol.read_text().splitlines() if scontrol.exists() else []) == calls
 
 
+def test_a_job_that_is_restarted_again_and_again_without_a_step_is_not_requeued(
+    tmp_path: Path, scontrol: Path, monkeypatch, caplog
+):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    with pytest.raises(Stopped), Preemption().listening():
+        signal.raise_signal(signal.SIGUSR1)
+    assert not scontrol.exists() and "Submit it with a longer time limit" in caplog.text
+    with pytest.raises(Stopped):
+        fit(tmp_path / "run", Model({("training_step", 1): signal.SIGUSR1}))
+    assert scontrol.read_text() == "requeue 77\n"
+
+
 def test_other_processes_of_a_job_do_not_requeue_it(tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SLURM_PROCID", "1")
     with pytest.raises(Stopped):

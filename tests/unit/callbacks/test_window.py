@@ -11,7 +11,7 @@ from surogate.callbacks.window import StepWindow, perplexity
 
 
 def step_metrics(**values: float) -> dict[str, Any]:
-    defaults = {"loss": 2.0, "loss_tokens": 10, "tokens": 40, "accuracy": 0.5, "grad_norm": 1.0}
+    defaults = {"loss": 2.0, "loss_tokens": 10, "tokens": 40, "accuracy": 0.5, "grad_norm": 1.0, "skipped": 0}
     return {**{name: torch.tensor(value) for name, value in (defaults | values).items()}, "learning_rate": 1e-4}
 
 

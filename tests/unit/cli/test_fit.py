@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 
+from surogate import run_lock
 from surogate.callbacks import StepCheckpoints
 from surogate.cli.fit import launch, run
 from surogate.config.parts import LoraSpec, ModelSpec
 from surogate.errors import CheckpointError, ConfigError, HardwareError, SurogateError
+from surogate.run_lock import LOCK_FILE
 
 RUNS: list[dict[str, Any]] = []
 
@@ -114,6 +118,44 @@ def test_the_configuration_is_saved_and_reruns_under_fit(nested):
     run("fit", ["--config", "first/config.yaml"])
     assert [entry for entry in RUNS if "start" in entry] == [{"start": 0, "rank": 3}] * 2
     assert Path("out/config.yaml").read_text() == Path("first/config.yaml").read_text()
+
+
+def held_by_another_command(folder: Path) -> int:
+    """Lock a folder as a second process would: for the kernel another open file is another holder."""
+    folder.mkdir(exist_ok=True)
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.write(descriptor, b'{"pid": 4711, "host": "node-a"}')
+    return descriptor
+
+
+def test_a_folder_that_another_command_writes_into_is_left_alone(nested, monkeypatch):
+    monkeypatch.setattr(run_lock, "GRACE_SECONDS", 0.0)
+    descriptor = held_by_another_command(Path("out"))
+    with pytest.raises(CheckpointError, match=r"output_dir: out is being written .* process 4711 on node-a"):
+        launch(nested)
+    assert [path.name for path in Path("out").iterdir()] == [LOCK_FILE] and not starts()
+    run("validate", ["--config", nested_file(nested)])  # which only reads
+    os.close(descriptor)
+    launch(nested)
+    assert starts() == [0] and not run_lock._held
+
+
+def test_a_trainer_without_the_command_line_is_kept_out_too(nested, monkeypatch):
+    monkeypatch.setattr(run_lock, "GRACE_SECONDS", 0.0)
+    descriptor = held_by_another_command(Path("out"))
+    settings = {**nested["trainer"], "callbacks": [StepCheckpoints("out", every_n_steps=1)]}
+    with pytest.raises(CheckpointError, match="being written by another command"):
+        pl.Trainer(**settings).fit(Model(), datamodule=Data())
+    os.close(descriptor)
+    pl.Trainer(**settings).fit(Model(), datamodule=Data())
+    assert not run_lock._held
+
+
+def nested_file(nested: dict[str, Any]) -> str:
+    measured = {**nested, "trainer": {**nested["trainer"], "limit_val_batches": 1}}
+    Path("nested.yaml").write_text(yaml.safe_dump(measured))
+    return "nested.yaml"
 
 
 def test_options_win_over_files_and_later_files_over_earlier_ones(nested, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from surogate.cli import help as pages
 from surogate.config.flat import SCHEMAS
 from surogate.config.flat_grpo import SCHEMAS_GRPO
-from surogate.config.keys import expanded, keys_of
+from surogate.config.keys import expanded
 
 PROBE = """
 import sys
@@ -47,7 +47,7 @@ GRPO_FILES = {
 }
 
 
-@pytest.mark.parametrize("verb", ["sft", "pt", "fit", "validate", *GRPO_FILES])
+@pytest.mark.parametrize("verb", ["sft", "pt", "fit", "validate", "submit", *GRPO_FILES])
 def test_a_page_starts_with_the_usage_and_has_an_example(verb):
     page = pages.page(verb)
     assert page.startswith(f"usage: surogate {verb} ")
@@ -57,7 +57,7 @@ def test_a_page_starts_with_the_usage_and_has_an_example(verb):
 @pytest.mark.parametrize(("verb", "schema"), SCHEMAS.items())
 def test_the_page_of_a_training_verb_explains_every_key_of_its_schema(verb, schema):
     page = pages.page(verb)
-    for key in keys_of(schema).values():
+    for key in expanded(schema).values():
         assert f"  {key.name}  (" in page
         assert key.summary.split()[0] in page
 

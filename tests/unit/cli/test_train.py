@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from surogate import run_lock
 from surogate.cli import train
 from surogate.errors import ConfigError
 
@@ -50,6 +51,20 @@ def test_the_hub_token_reaches_the_environment_only(launched, monkeypatch):
     train.run("sft", ["cfg.yaml", "--hub_token", "hf_secret"])
     assert train.os.environ["HF_TOKEN"] == "hf_secret"
     assert "hf_secret" not in str(launched)
+
+
+def test_the_folder_is_held_while_the_run_goes_on_and_free_afterwards(launched, monkeypatch):
+    states = []
+    monkeypatch.setattr(sys.modules["surogate.cli.fit"], "launch", lambda *_, **__: states.append(dict(run_lock._held)))
+    train.run("sft", ["cfg.yaml", "--output_dir", "out", "--checkpoint_dir", "disk"])
+    assert [{folder.name for folder in state} for state in states] == [{"out", "disk"}]
+    assert not run_lock._held
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_heavy_is_imported(launched):
+    with pytest.raises(ConfigError, match=r"^output_dir: rows.jsonl/out cannot be made or written"):
+        train.run("sft", ["cfg.yaml", "--output_dir", "rows.jsonl/out"])
+    assert not launched
 
 
 @pytest.mark.parametrize("argv", [[], ["--lora_rank", "4"]])

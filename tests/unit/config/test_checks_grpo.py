@@ -36,6 +36,15 @@ INFER = [
     ("vllm: {tensor_parallel_size: 8}", "vllm.tensor_parallel_size is set by tp. Use that."),
     ("vllm: {logprobs_mode: raw_logprobs}", "vllm.logprobs_mode cannot be chosen: probabilities must be"),
     ("vllm: {async_scheduling: true}", "vllm.async_scheduling cannot be chosen: tokens would be labelled"),
+    ("vllm: {speculative_config: {method: ngram}}", "vllm.speculative_config cannot be chosen: a draft would keep"),
+    ("vllm: {quantization: fp8}", "vllm.quantization cannot be chosen: the engine would sample from rounded"),
+    ("vllm: {logits_processors: [a.b]}", "vllm.logits_processors cannot be chosen: tokens would come from another"),
+    ("vllm: {load_format: dummy}", "vllm.load_format: dummy is refused: the engine would make its weights up"),
+    (
+        "vllm: {block-size: 16}",
+        "vllm.block-size is no argument of the engine of the vLLM that is installed. Did you mean block_size?",
+    ),
+    ("vllm: {zzz: 1}", "vllm.zzz is no argument of the engine of the vLLM that is installed. Remove it."),
 ]
 
 ORCH = [
@@ -54,11 +63,27 @@ ORCH = [
     ("batch_size: 100", "batch_size 100 is not a multiple of rollouts_per_example 16, and a step has whole groups."),
     ("batch_size: 8", "a step has whole groups. Use 16."),
     ("max_async_level: 9", "max_off_policy_steps 8 is less than max_async_level 9"),
+    (
+        "advantage: {type: custom, import_path: 'gone.py:ranks'}",
+        "advantage.import_path 'gone.py:ranks': there is no file 'gone.py'",
+    ),
+    (
+        "advantage: {type: custom, import_path: 'no_such_package.module:ranks'}",
+        "advantage.import_path 'no_such_package.module:ranks': there is no package no_such_package; install it",
+    ),
     ("sampling: {top_p: 0.9}", "sampling.top_p leaves out unlikely tokens, so rollouts would come from another"),
     ("sampling: {top_k: 50}", "sampling.top_k leaves out unlikely tokens"),
     ("sampling: {repetition_penalty: 1.1}", "sampling.repetition_penalty changes probabilities by what was said"),
     ("sampling: {min_tokens: 4}", "sampling.min_tokens forbids the end of text for a while"),
     ("sampling: {temperature: 0}", "sampling.temperature must be a number above 0, got 0."),
+    (
+        "sampling: {chat_template_kwargs: {add_generation_prompt: false}}",
+        "sampling.chat_template_kwargs has add_generation_prompt, which the run sets itself.",
+    ),
+    (
+        "eval: {env: [{id: math}], rollouts_per_example: 4}",
+        "eval.rollouts_per_example 4 needs eval.temperature above 0: at 0 all completions of a prompt are the same",
+    ),
     (
         "sampling: {temperature: 1, temp_scheduler: {start: 1, end: 0.7, steps: 9}}",
         "sampling.temperature and sampling.temp_scheduler are both set. Keep one of them.",
@@ -115,7 +140,7 @@ ACCEPTED = {
         "warmup_steps: 9",
         "max_async_level: 2",
     ],
-    "infer": ["max_lora_rank: 32", "vllm: {block_size: 16}", "dtype: bf16", "tp: 2"],
+    "infer": ["max_lora_rank: 32", "vllm: {block_size: 16, load_format: runai_streamer}", "dtype: bf16", "tp: 2"],
     "orch": [
         "batch_size: 32",
         "max_off_policy_steps: 0",
@@ -133,7 +158,9 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize(("file", "lines"), [(file, lines) for file, cases in ACCEPTED.items() for lines in cases])
-def test_what_can_run_is_accepted(read_files, file, lines):
+def test_what_can_run_is_accepted(read_files, tmp_path, monkeypatch, file, lines):
+    (tmp_path / "rewards.py").write_text("def advantage(rewards_NG, lengths_NG): ...\n")
+    monkeypatch.chdir(tmp_path)
     assert read_files(**{file: lines})
 
 

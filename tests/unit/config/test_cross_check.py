@@ -100,6 +100,10 @@ CASES = [
         {"train": "max_async_level: 9"},
         "train.yaml:2: max_off_policy_steps 8 in orch.yaml is less than max_async_level 9 in train.yaml",
     ),
+    (
+        {"train": "tokenizer: org/a", "orch": "model: {tokenizer: org/b}"},
+        "orch.yaml:3: model.tokenizer is org/b in orch.yaml, and tokenizer is org/a in train.yaml.",
+    ),
 ]  # fmt: skip
 
 

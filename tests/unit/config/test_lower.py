@@ -10,6 +10,7 @@ from surogate.config.flat import PtConfig, SftConfig
 from surogate.config.keys import keys_of
 from surogate.config.lower import to_environment, to_lightning
 from surogate.config.parts import DatasetSpec
+from surogate.config.slurm import DistributedSpec
 
 
 def config(**changes: Any) -> SftConfig:
@@ -35,6 +36,10 @@ def callback(nested: dict[str, Any], name: str) -> dict[str, Any]:
     return found[0]["init_args"]
 
 
+FOR_SUBMIT = {"slurm"}
+"""Keys of `surogate submit`; tests/unit/cli/test_submit.py shows that each changes the script."""
+
+
 class Recording:
     """Notes which attributes are read."""
 
@@ -50,14 +55,15 @@ def test_every_flat_key_is_consumed():
     recording = Recording(config())
     to_lightning(recording, {})  # type: ignore[arg-type]
     to_environment(recording)  # type: ignore[arg-type]
-    assert set(keys_of(SftConfig)) - recording.read == set()
+    assert set(keys_of(SftConfig)) - recording.read == FOR_SUBMIT
 
 
 OTHER_VALUES: dict[str, Any] = {
     "run_name": "r", "output_dir": "o", "checkpoint_dir": "c", "resume_from_checkpoint": "p", "save_steps": 7,
     "save_total_limit": 7, "num_epochs": 7, "max_steps": 7, "eval_steps": 7, "logging_steps": 7, "train_seed": 7,
-    "eval_seed": 7, "model": "m", "model_type": "llama", "sequence_len": 7, "max_model_len": 7, "rope_scaling":
-    "yarn", "model_dtype": "float32", "tokenizer": "t", "from_scratch": True, "freeze_modules": ["h"],
+    "eval_seed": 7, "sample_prompts": 7, "sample_max_tokens": 7, "model": "m", "model_type": "llama", "sequence_len": 7,
+    "max_model_len": 7, "rope_scaling": "yarn",
+    "model_dtype": "float32", "tokenizer": "t", "from_scratch": True, "freeze_modules": ["h"],
     "master_dtype": "float32", "merge_adapter": True, "attn_implementation": "eager", "trust_remote_code": True,
     "lora": False, "lora_rank": 7, "lora_alpha": 7.0, "lora_dropout": 0.7, "lora_target_modules": ["q"],
     "lora_dtype": "bf16", "use_rslora": True, "use_dora": True, "init_lora_weights": "pissa", "modules_to_save":
@@ -74,13 +80,17 @@ OTHER_VALUES: dict[str, Any] = {
     "qlora_block_size": 64, "qlora_fp4": True, "qlora_four_over_six": False, "skip_quant_first_layers": 7,
     "skip_quant_last_layers": 7, "recipe_emulate": True, "matmul_dtype": "float32", "gradient_dtype": "float32",
     "fp8_amax_history": 7, "fp8_amax_compute_algo": "most_recent", "fp8_margin": 7, "fp4_backend": "emulate",
-    "no_fp4_stochastic_rounding": True, "precision_canary_steps": 7, "zero_level": 3,
+    "no_fp4_stochastic_rounding": True, "precision_canary_steps": 7,
+    "distributed": DistributedSpec(num_nodes=7), "max_skipped_steps": 7, "auto_lr_reduction": True, "early_stop": True,
+    "epoch_adjustment": True, "stall_seconds": 7.0, "stall_abort_seconds": 7.0, "log_file": "f", "log_gpu_util": 7,
+    "debug_memory_breakdown": True, "zero_level": 3,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("key", keys_of(SftConfig))
+@pytest.mark.parametrize("key", sorted(keys_of(SftConfig).keys() - FOR_SUBMIT))
 def test_every_flat_key_changes_what_runs(key):
     needed = {"wandb": "report_to", "run_name": "report_to", "qlora_bnb_": "qlora_bnb", "qlora_block": "qlora_fp8",
+        "sample_max": "sample_prompts",
         "qlora_four": "qlora_fp4", "skip_quant": "qlora_bnb"}  # fmt: skip
     base = {
         name: ["wandb"] if name == "report_to" else True for prefix, name in needed.items() if key.startswith(prefix)

@@ -44,9 +44,10 @@ def test_one_mapping_where_a_list_is_expected_becomes_a_list_at_any_depth(read_f
 
 
 def test_arguments_of_environments_and_of_vllm_pass_through(read_files):
-    resolved = read_files("--orch.env.0.args.digits", "2", "--infer.vllm.block_size", "32", infer="vllm: {a: [1, b]}")
+    infer = "vllm: {ignore_patterns: [1, b]}"
+    resolved = read_files("--orch.env.0.args.digits", "2", "--infer.vllm.block_size", "32", infer=infer)
     assert resolved.orch.config.env[0].args == {"digits": 2}
-    assert resolved.infer.config.vllm == {"a": [1, "b"], "block_size": 32}
+    assert resolved.infer.config.vllm == {"ignore_patterns": [1, "b"], "block_size": 32}
 
 
 def test_overrides_name_their_file_and_win_over_it(read_files):
@@ -73,7 +74,15 @@ def test_overrides_name_their_file_and_win_over_it(read_files):
         ),
         (
             ("--foo", "1"),
-            "--foo does not say which file it changes. Write --train.foo or --infer.foo or --orch.foo.",
+            "--foo does not say which file it changes. None has such a key; `surogate grpo --help` lists all.",
+        ),
+        (
+            ("--learning-rat", "1"),
+            "--learning-rat does not say which file it changes. Write --train.learning_rate.",
+        ),
+        (
+            ("--orchestrator.sampling.max_tokens", "1"),
+            "--orchestrator.sampling.max_tokens does not say which file it changes. Write --orch.sampling.max_tokens.",
         ),
         (("--train", "x.yaml"), "--train does not say which file it changes."),
         (
@@ -144,7 +153,7 @@ def test_files_that_cannot_be_read_are_told_together(tmp_path, monkeypatch):
         ({"train": "eval_steps: 3"}, "eval_steps is refused: evaluation is a matter of orch.yaml. Set eval.env and"),
         ({"train": "datasets: [{path: a}]"}, "datasets is refused: prompts come from environments, not from data sets"),
         ({"train": "sample_packing: false"}, "sample_packing is refused: rollouts are always packed. Remove it."),
-        ({"train": "early_stop: true"}, "early_stop is refused: automatic stopping"),
+        ({"train": "early_stop: true"}, "early_stop is refused: a policy's loss says nothing of when to stop"),
         ({"train": "optimizer: normuon"}, "optimizer: normuon is refused: the NorMuon optimizer is not there yet"),
         ({"train": "epochs: 3"}, "train.yaml:2: epochs is not a key here. Use max_steps."),
         ({"train": "batch_size: 3"}, "train.yaml:2: batch_size is not a key here. It belongs in orch.yaml."),

@@ -36,6 +36,13 @@ def test_what_only_the_trainers_file_says_holds_for_the_run(read_files):
     assert (orch.sampling.seed, orch.report_to) == (5, ["tensorboard"])
 
 
+def test_the_tokenizer_and_the_trust_of_one_file_hold_for_all(read_files):
+    resolved = read_files(orch="model: {tokenizer: org/a, trust_remote_code: true}")
+    assert resolved.train.config.tokenizer == "org/a" and resolved.infer.config.trust_remote_code
+    resolved = read_files(train="tokenizer: org/a\ntrust_remote_code: true")
+    assert (resolved.orch.config.model.tokenizer, resolved.orch.config.model.trust_remote_code) == ("org/a", True)
+
+
 def test_sampling_may_have_a_seed_of_its_own(read_files):
     orch = read_files(orch="seed: 5\nsampling: {seed: 6}").orch.config
     assert (orch.seed, orch.sampling.seed) == (5, 6)

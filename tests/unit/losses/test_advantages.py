@@ -110,7 +110,7 @@ def test_a_tensor_with_a_graph_is_refused(tmp_path: Path) -> None:
     [
         (None, "needs advantage.import_path"),
         ("mine.scaled", "write `package.module:function` or `file.py:function`"),
-        ("no/such/file.py:scaled", "which does not exist"),
+        ("no/such/file.py:scaled", "there is no file 'no/such/file.py'"),
         ("no_such_package.module:scaled", "there is no no_such_package"),
         ("surogate.no_such_module:scaled", "there is no surogate.no_such_module"),
         ("math:no_such_function", "math has no function no_such_function"),
@@ -119,3 +119,37 @@ def test_a_tensor_with_a_graph_is_refused(tmp_path: Path) -> None:
 def test_a_custom_function_that_cannot_be_found_is_refused(import_path: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_advantage(AdvantageSpec(type="custom", import_path=import_path))
+
+
+def test_whatever_a_custom_file_or_function_raises_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "raises.py"
+    file.write_text("import sys\nsys.exit('at once')\ndef scaled(rewards_NG, lengths_NG): ...\n")
+    with pytest.raises(ConfigError, match=r"raises.py cannot be imported: SystemExit: at once \(line 2: sys.exit"):
+        load_advantage(AdvantageSpec(type="custom", import_path=f"{file}:scaled"))
+    spec = _custom(tmp_path, "return rewards_NG / factor[0]", factor=[])
+    with pytest.raises(ConfigError, match=r"failed: IndexError: .*\(line \d+: .*return rewards_NG / factor\[0\]\)\."):
+        group_advantages([1.0, 4.0], [1, 3], spec)
+
+
+def test_a_module_that_cannot_be_imported_is_told_with_its_line(monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "broken_advantage.py").write_text("\nfrom nothing_of_that_name import ranks\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"broken_advantage cannot be imported: ModuleNotFoundError.*\(line 2: from"):
+        load_advantage(AdvantageSpec(type="custom", import_path="broken_advantage:ranks"))
+
+
+def test_a_file_of_dataclasses_with_a_neighbour_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_advantages.py").write_text("factor = 3.0\n")
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass, KW_ONLY\n"
+        "from neighbour_of_advantages import factor\n"
+        "@dataclass\n"
+        "class Scale:\n"
+        "    _: KW_ONLY\n"
+        "    by: float = factor\n"
+        "def scaled(rewards_NG, lengths_NG):\n"
+        "    return rewards_NG * Scale().by\n"
+    )
+    spec = AdvantageSpec(type="custom", import_path=f"{tmp_path}/mine.py:scaled")
+    assert group_advantages([1.0, 2.0], [1, 1], spec) == [3.0, 6.0]

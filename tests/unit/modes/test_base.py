@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +16,7 @@ from surogate.errors import CheckpointError, ModelError
 from surogate.models.load import load_model
 from surogate.models.weights import is_deferred
 from surogate.modes import SftModule
+from surogate.modes.model_checks import check_positions
 from surogate.precision import RecipePrecision
 
 BATCHES = [step_batch([[random_rows(3, seed)]]) for seed in range(8)]
@@ -92,10 +92,6 @@ def test_a_row_longer_than_the_models_positions_is_refused(model_folder: Path) -
     """The tiny model knows 256 positions."""
     module = module_of(model_folder)
     module.model = load_model(module.model_spec)
-    for longest in (256, 257):
-        module._trainer = SimpleNamespace(datamodule=SimpleNamespace(longest_row_len=longest))  # type: ignore[assignment]
-        if longest > 256:
-            with pytest.raises(ModelError, match=r"257 tokens.*256 positions"):
-                module._check_positions()
-        else:
-            module._check_positions()
+    check_positions(module.model, "tiny", 256)
+    with pytest.raises(ModelError, match=r"257 tokens.*256 positions"):
+        check_positions(module.model, "tiny", 257)

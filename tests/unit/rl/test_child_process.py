@@ -22,7 +22,7 @@ def open_files() -> set[str]:
 def test_lines_and_rest_come_as_they_were_written():
     async def run() -> list[bytes]:
         process = python("import sys; sys.stdout.write('one\\ntwo\\nrest')")
-        lines = [await process.read_line() for _ in range(4)]
+        lines = [await process.read_line(1 << 20) for _ in range(4)]
         assert await process.wait() == 0
         await process.end()
         return lines
@@ -35,7 +35,17 @@ def test_more_than_a_pipe_holds_goes_through_in_both_directions():
         process = python("import sys; sys.stdout.write(sys.stdin.readline())", stdin=subprocess.PIPE)
         line = b"x" * (3 << 20) + b"\n"
         await process.write(line)
-        assert await process.read_line() == line
+        assert await process.read_line(4 << 20) == line
+        await process.end()
+
+    asyncio.run(run())
+
+
+def test_a_line_that_does_not_end_is_read_up_to_the_limit():
+    async def run() -> None:
+        process = python("import sys\nwhile True: sys.stdout.write('x' * 1000)")
+        line = await process.read_line(200_000)
+        assert 200_000 < len(line) < 400_000 and not line.endswith(b"\n")
         await process.end()
 
     asyncio.run(run())
@@ -56,7 +66,7 @@ def test_ending_kills_and_leaves_no_file_open():
     async def run() -> None:
         before = open_files()
         process = python("import time; print(1, flush=True); time.sleep(600)", stdin=subprocess.PIPE)
-        await process.read_line()
+        await process.read_line(1 << 20)
         assert await process.end() == -signal.SIGKILL
         assert open_files() == before
 

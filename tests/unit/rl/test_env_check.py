@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
+from support.rollouts import ListedEnvironment
 
 from surogate.errors import GeneratorError
 from surogate.rl.env_check import EnvReport, ScriptedPolicy, check, stand_ins
@@ -54,10 +56,10 @@ def test_a_conversation_is_checked_by_the_same_call():
 
 def test_what_a_reward_raises_is_reported_and_the_others_go_on():
     report = asyncio.run(check(Broken("broken"), None, 10, 2))
-    assert report.errors == ["broken/1: broken: the reward raised"]
+    assert report.errors == {"the reward raised": ["broken/1"]}
     assert len(report.rewards) == 2
     assert "1 calls failed" in report.problems()
-    assert "  error: broken/1: broken: the reward raised" in report.lines()
+    assert "  error: broken/1: the reward raised" in report.lines()
 
 
 def test_an_engine_that_fails_ends_the_check():
@@ -90,3 +92,53 @@ def test_stand_ins_are_the_same_at_every_call():
     example = Example(id="e/1", env="e", prompt="2 + 2 =")
     assert stand_ins(example) == stand_ins(example)
     assert stand_ins(example)[:2] == ["", "2 + 2 ="]
+
+
+class Unsound(ListedEnvironment):
+    """Fails at its third example, and returns rollouts of another at its second."""
+
+    def example(self, index):
+        if index == 2:
+            raise KeyError("answer")
+        return super().example(index)
+
+    async def rollouts(self, example, n, policy):
+        made = await super().rollouts(example, n, policy)
+        return [replace(rollout, example_id="e/0") for rollout in made]
+
+
+def test_what_would_end_a_run_is_reported():
+    report = asyncio.run(check(Unsound("e", 3), None, 3, 2))
+    texts = [line for line in report.lines() if line.startswith("  error")]
+    assert len(report.rewards) == 1
+    assert texts[0] == "  error: e/1: a rollout of e/1 says that it answers e/0."
+    assert texts[1].startswith("  error: e/2: example 2 cannot be made: KeyError: 'answer' (line ")
+    assert "2 calls failed" in report.problems()
+
+
+def test_one_mistake_is_told_once_with_its_line_and_a_count():
+    def score(texts, example):
+        raise TypeError("no such column")
+
+    report = asyncio.run(check(ListedEnvironment("e", 32, score), None, 32, 2))
+    errors = [line for line in report.lines() if "error" in line]
+    assert len(errors) == 1 and errors[0].startswith("  error: e/0: e failed on e/0: TypeError: no such column (line ")
+    assert errors[0].endswith(" (32 times)")
+
+
+def test_prompts_are_counted_against_the_longest_length():
+    environment = ListedEnvironment("e", 12)
+    report = asyncio.run(check(environment, None, 12, 2, max_len=4, render=lambda prompt: list(prompt)))
+    assert report.lines()[1] == ("  tokens of prompts    3 to 4 (12), of seq_len 4; 2 leave no room for a completion")
+    assert not report.problems()
+    report = asyncio.run(check(environment, None, 12, 2, max_len=3, render=lambda prompt: list(prompt)))
+    assert report.problems() == ["no prompt leaves room for a completion in seq_len 3"]
+    assert not asyncio.run(check(environment, None, 12, 2)).prompt_lens
+
+
+def test_a_template_that_refuses_a_prompt_is_reported():
+    def render(prompt):
+        raise ValueError("no system's message")
+
+    report = asyncio.run(check(ListedEnvironment("e", 2), None, 2, 2, render=render))
+    assert report.errors == {"ValueError: no system's message": ["e/0", "e/1"]}

@@ -6,24 +6,22 @@ import asyncio
 from collections import deque
 
 import pytest
-from support.rollouts import CharTokenizer, GatedGenerator, ListedEnvironment
+from support.rollouts import CharTokenizer, GatedGenerator, ListedEnvironment, make_spec
 
-from surogate.config.parts_grpo import EvalSpec
+from surogate.config.parts_grpo import EvalSpec, SamplingSpec
 from surogate.errors import DataError, GeneratorError
 from surogate.rl import evaluation as evaluation_module
 from surogate.rl.environments.base import RewardError
 from surogate.rl.evaluation import Evaluation
 
 
-def make_evaluation(environments, generator=None, max_len=64, stall_seconds=5.0, **spec):
+def make_evaluation(environments, generator=None, stall_seconds=5.0, training=None, **spec):
     return Evaluation(
-        EvalSpec(**spec),
+        make_spec(eval=EvalSpec(**spec), **(training or {})),
         environments,
         generator or GatedGenerator(script=None),
         CharTokenizer(),
-        max_tokens=4,
-        max_len=max_len,
-        stall_seconds=stall_seconds,
+        stall_seconds,
     )
 
 
@@ -35,6 +33,37 @@ def test_the_first_examples_are_asked_each_time_and_sampled_alike():
     assert first.rollouts == second.rollouts and (first.version, second.version) == (0, 5)
     assert [rollout.example_id for rollout in first.rollouts] == [f"e/{i // 2}" for i in range(8)]
     assert len({tuple(rollout.completion_ids) for rollout in first.rollouts}) > 4
+
+
+def test_as_much_is_under_way_as_in_training():
+    async def most_at_once(**values):
+        gate = asyncio.Event()
+        generator = GatedGenerator(script=None, gates={"all": gate})
+        evaluation = make_evaluation([ListedEnvironment("e", 200)], generator, num_examples=200, **values)
+        task = asyncio.create_task(evaluation.run(1))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        running = generator.num_running
+        gate.set()
+        await task
+        return running
+
+    assert asyncio.run(most_at_once()) == 64
+    assert asyncio.run(most_at_once(rollouts_per_example=3, temperature=1.0)) == 63
+    assert asyncio.run(most_at_once(training={"num_groups": 64, "group_size": 2})) == 128
+
+
+def test_options_of_the_chat_template_hold_in_evaluation_too():
+    class Telling(ListedEnvironment):
+        async def rollouts(self, example, n, policy):
+            told.append(dict(policy.chat_template_kwargs))
+            return await super().rollouts(example, n, policy)
+
+    told = []
+    options = {"enable_thinking": False}
+    training = {"sampling": SamplingSpec(max_tokens=4, chat_template_kwargs=options)}
+    asyncio.run(make_evaluation([Telling("e", 1)], training=training).run(1))
+    assert told == [options]
 
 
 def test_an_environment_smaller_than_the_evaluation_is_asked_whole():

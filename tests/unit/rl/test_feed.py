@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from support.rollouts import CharTokenizer, GatedGenerator, ListedEnvironment, make_orchestrator, update
+from support.rollouts import CharTokenizer, GatedGenerator, ListedEnvironment, make_orchestrator, make_spec, update
 
 from surogate.config.parts_grpo import EvalSpec
 from surogate.errors import CheckpointError, DataError, GeneratorError, SurogateError
@@ -23,7 +23,7 @@ def make_feed(generator=None, environments=None, level=1, **spec):
     generator = generator or GatedGenerator(is_started=False)
     orchestrator = make_orchestrator(generator, level, environments, **spec)
     evaluated = [ListedEnvironment("e", 2)]
-    evaluation = Evaluation(EvalSpec(interval=2), evaluated, generator, CharTokenizer(), 4, 64)
+    evaluation = Evaluation(make_spec(eval=EvalSpec(interval=2)), evaluated, generator, CharTokenizer())
     return LocalFeed(RolloutService(orchestrator, evaluation)), generator, evaluated[0]
 
 
@@ -39,7 +39,6 @@ def test_a_run_goes_through_the_feed():
     feed.publish(update(0))
     groups = feed.probe(3)
     assert [len(group.rollouts) for group in groups] == [2, 2, 2] and len({g.example.id for g in groups}) == 3
-    assert feed.score([1, 2, 3]) == [-1.0, -1.0]
     for step in range(4):
         assert (result := feed.evaluate(step)) is None or result.version == step
         assert feed.next_batch(step).step == step
@@ -252,13 +251,16 @@ def test_the_probe_leaves_out_examples_whose_reward_fails():
     feed.close()
 
 
-def test_a_probe_that_finds_no_example_says_why():
+def test_a_probe_that_finds_no_example_says_why_once(caplog):
     feed, _, _ = make_feed(environments=[ListedEnvironment("a", 3, lambda texts, example: [])])
     feed.start()
     feed.publish(update(0))
     with pytest.raises(DataError, match="must return a list of 2 numbers"):
         feed.probe(2)
     feed.close()
+    told = [message for message in caplog.messages if message.startswith("The probe")]
+    assert len(told) == 2 and "must return a list of 2 numbers" in told[0]
+    assert told[1] == "The probe left out 15 more prompts for the reason told of a/0."
 
 
 def test_the_probe_is_not_counted_as_training():

@@ -100,7 +100,7 @@ def test_every_token_that_trains_is_on_one_rank_once(
     assert 0 <= steps[0].packing_efficiency <= 1
 
     counted = [r for r in batch.rollouts if r.trains and r.num_sampled]
-    totals = {"tokens": sum(r.num_sampled for r in counted), "sequences": len(counted), "groups": len(batch.groups)}
+    totals = {"tokens": sum(r.num_sampled for r in counted), "sequences": len(counted)}
     for name, total in totals.items():
         assert sum(step.normalisers[name] for step in steps) == pytest.approx(total)
 
@@ -126,7 +126,7 @@ def test_rollouts_that_teach_nothing_count_and_cost_nothing():
     batch = make_batch([([taught, make_rollout(start=20), make_rollout(start=40, trains=False)], 1.0)])
     step = step_batch(batch, layout(), 0, keeps_all=False)
     assert step.num_loss_tokens == 2
-    assert step.normalisers == {"tokens": 4.0, "sequences": 2.0, "groups": 1.0}
+    assert step.normalisers == {"tokens": 4.0, "sequences": 2.0}
     assert step_batch(batch, layout(), 0, keeps_all=True).num_loss_tokens == 4
 
 

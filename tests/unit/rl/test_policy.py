@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from support.byte_model import byte_tokenizer
 from support.rollouts import CharTokenizer, GatedGenerator
 from support.word_tokenizer import save_word_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from surogate.config.parts_grpo import SamplingSpec
@@ -28,6 +30,34 @@ def test_text_is_tokenised_as_it_is_and_messages_by_the_template(tmp_path):
     assert policy.decode([*rendered[1:2], tokenizer.eos_token_id]) == "hello"
 
 
+THINKING = (
+    "{% for m in messages %}{{ m.content }} {% endfor %}<assistant>"
+    "{% if enable_thinking is defined and enable_thinking is false %} <no> <think>{% endif %}"
+)
+
+
+def test_options_of_the_template_are_those_of_sampling(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(save_word_tokenizer(tmp_path, ["hello", "<no>", "<think>"]))
+    tokenizer.chat_template = THINKING
+    messages = [{"role": "user", "content": "hello"}]
+    options = ({}, {"enable_thinking": False})
+    policies = [make_policy(tokenizer=tokenizer, chat_template_kwargs=each) for each in options]
+    rendered = [tokenizer.convert_ids_to_tokens(policy.render(messages)) for policy in policies]
+    assert rendered == [["hello", "<assistant>"], ["hello", "<assistant>", "<no>", "<think>"]]
+
+
+def test_a_tokenizer_that_ends_texts_by_itself_does_not_end_prompts():
+    tokenizer = byte_tokenizer()
+    start, end = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, tokenizer.bos_token_id), (end, tokenizer.eos_token_id)]
+    )
+    assert tokenizer("ab").input_ids[-1] == tokenizer.eos_token_id
+    policy = make_policy(tokenizer=tokenizer)
+    assert tokenizer.decode(policy.render("ab")) == f"{start}ab"
+    assert tokenizer.decode(make_policy(tokenizer=byte_tokenizer()).render(f"ab{end}")) == f"ab{end}"
+
+
 def test_messages_without_a_template_are_refused():
     with pytest.raises(DataError, match="has no chat template"):
         make_policy().render([{"role": "user", "content": "hello"}])
@@ -37,7 +67,6 @@ def test_completions_are_cut_to_the_room_that_is_left():
     policy = make_policy(GatedGenerator(script=None, eos_id=-1))
     lengths = [len(asyncio.run(policy.sample([1] * size, 1))[0].token_ids) for size in (3, 6, 7, 9)]
     assert lengths == [4, 4, 3, 1]
-    assert policy.num_tokens == 12
 
 
 def test_a_prompt_without_room_or_tokens_is_refused_before_the_engine_is_asked():

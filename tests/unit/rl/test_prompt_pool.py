@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -204,8 +205,21 @@ def test_an_environment_without_prompts_is_refused():
         make_pool((3, 0))
 
 
-def test_an_example_that_calls_itself_otherwise_is_a_mistake():
-    environment = ListedEnvironment("a", 2)
-    environment.example = lambda index: ListedEnvironment("b", 2).example(index)
-    with pytest.raises(AssertionError, match="calls itself b/"):
-        PromptPool([environment], [1.0], 0).draw()
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"id": "b/0"}, r"a: example \d has the id 'b/0' and must have 'a/\d'"),
+        ({"env": "b"}, r"a: example \d has the env 'b' and must have 'a'"),
+        ({"prompt": ["hello"]}, "has a prompt that is neither text nor a list of messages"),
+        ({"prompt": []}, "has a prompt that is neither text nor a list of messages"),
+        (None, r"a: example \d is a dict and must be an Example"),
+    ],
+)
+def test_an_example_that_is_none_of_the_environments_is_told(change, said):
+    class Other(ListedEnvironment):
+        def example(self, index):
+            made = super().example(index)
+            return {"id": made.id} if change is None else replace(made, **change)
+
+    with pytest.raises(DataError, match=said):
+        PromptPool([Other("a", 2)], [1.0], 0).draw()

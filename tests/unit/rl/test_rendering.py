@@ -9,8 +9,8 @@ from support.byte_model import byte_tokenizer
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from surogate.errors import ModelError
-from surogate.rl.rendering import check_engine_tokens, check_same_rendering, rendering
+from surogate.errors import ConfigError, ModelError
+from surogate.rl.rendering import check_engine_tokens, check_same_rendering, check_template_options, rendering
 
 
 def with_swapped_letters():
@@ -35,8 +35,8 @@ def with_end(token):
 
 
 def test_like_tokenizers_agree_also_after_a_way_over_json():
-    theirs = json.loads(json.dumps(rendering(byte_tokenizer())))
-    check_same_rendering(rendering(byte_tokenizer()), theirs)
+    theirs = json.loads(json.dumps(rendering(byte_tokenizer(), {})))
+    check_same_rendering(rendering(byte_tokenizer(), {}), theirs)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,28 @@ def test_like_tokenizers_agree_also_after_a_way_over_json():
 )
 def test_an_orchestrator_that_writes_other_prompts_is_refused(other, what):
     with pytest.raises(ModelError, match=what):
-        check_same_rendering(rendering(byte_tokenizer()), rendering(other))
+        check_same_rendering(rendering(byte_tokenizer(), {}), rendering(other, {}))
+
+
+THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}{% if not enable_thinking %}</think>{% endif %}"
+
+
+def test_the_same_options_are_rendered_on_both_sides():
+    quiet = {"enable_thinking": False}
+    check_same_rendering(rendering(with_template(THINKING), quiet), rendering(with_template(THINKING), quiet))
+    with pytest.raises(ModelError, match="the chat template of their tokenizers"):
+        check_same_rendering(
+            rendering(with_template(THINKING), quiet), rendering(with_template(THINKING), {"enable_thinking": True})
+        )
+
+
+def test_an_option_that_the_template_does_not_know_is_refused():
+    check_template_options(with_template(THINKING), {"enable_thinking": False})
+    check_template_options(with_template(None), {})
+    with pytest.raises(ConfigError, match=r"has enable_thinkin, and the model's chat template knows no such option"):
+        check_template_options(with_template(THINKING), {"enable_thinkin": False})
+    with pytest.raises(ConfigError, match="the tokenizer has no chat template to take it"):
+        check_template_options(with_template(None), {"enable_thinking": False})
 
 
 def test_an_engine_of_the_same_tokens_serves_a_tokenizer_that_knows_more(tmp_path):

@@ -60,6 +60,88 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are(reward: Score):
         reward("def f(completions, gold):\n    return [0.0, 0.0]")
 
 
+@pytest.mark.parametrize(
+    "signature", ["index, completions", "*, completions, index", "completions, index", "texts, index, **more"]
+)
+def test_completions_go_to_the_parameter_of_that_name_or_to_the_first(reward: Score, signature: str):
+    texts = "completions" if "completions" in signature else "texts"
+    assert reward(f"def f({signature}):\n    return [len(c) * i for c, i in zip({texts}, index)]") == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("signature", "said"),
+    [
+        ("", r"takes no completions; write it as f\(completions, \*\*columns\)"),
+        ("**columns", "takes no completions"),
+        ("*, index", "takes no completions"),
+        ("prompts, completions", "takes prompts, and the data has only the columns answer, index"),
+        ("answer, **columns", "first parameter is given the completions, and answer is a column of the data"),
+    ],
+)
+def test_a_reward_of_another_signature_is_told_what_is_wrong_with_it(reward: Score, signature: str, said: str):
+    with pytest.raises(RewardError, match=said):
+        reward(f"def f({signature}):\n    return [0.0, 0.0]")
+
+
+def test_an_asynchronous_reward_is_told_to_be_none(reward: Score):
+    with pytest.raises(RewardError, match=r"write it with def, not async def$"):
+        reward("async def f(completions, **columns):\n    return [0.0, 0.0]")
+
+
+def test_a_reward_may_have_a_column_called_completions(tmp_path: Path):
+    (tmp_path / "reward.py").write_text("def f(completions, **columns):\n    return [float(completions == ['a'])]")
+
+    async def run() -> list[float]:
+        worker = RewardWorker(f"{tmp_path}/reward.py:f", "env")
+        try:
+            return await worker.score(["a"], {"completions": ["of the data"]})
+        finally:
+            await worker.close()
+
+    assert asyncio.run(run()) == [1.0]
+
+
+MEETS = """
+import pathlib, time
+def f(completions, answer):
+    own, other = (pathlib.Path(__file__).with_name(name) for name in (completions[0], answer[0][completions[0]]))
+    own.touch()
+    deadline = time.monotonic() + 20
+    while not other.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return [float(other.exists())]
+"""
+
+
+def test_each_completion_is_scored_in_a_process_of_its_own_at_the_same_time(tmp_path: Path):
+    (tmp_path / "reward.py").write_text(MEETS)
+
+    async def run() -> list[float]:
+        worker = RewardWorker(f"{tmp_path}/reward.py:f", "env", num_processes=2)
+        try:
+            return await worker.score_each(["a", "b"], {"answer": {"a": "b", "b": "a"}})
+        finally:
+            await worker.close()
+
+    assert asyncio.run(run()) == [1.0, 1.0]
+
+
+def test_a_completion_without_an_answer_gets_nothing_and_an_exception_goes_on(tmp_path: Path):
+    body = "import os\ndef f(completions, kind):\n    if completions == ['ends']:\n        os._exit(3)\n"
+    (tmp_path / "reward.py").write_text(body + "    return [{'good': 1.0}[completions[0]]]")
+
+    async def run(*completions: str) -> list[float]:
+        worker = RewardWorker(f"{tmp_path}/reward.py:f", "env")
+        try:
+            return await worker.score_each(completions, {"kind": "x"})
+        finally:
+            await worker.close()
+
+    assert asyncio.run(run("ends", "good", "ends", "good")) == [0.0, 1.0, 0.0, 1.0]
+    with pytest.raises(RewardError, match="KeyError: 'bad'"):
+        asyncio.run(run("good", "bad"))
+
+
 def test_numbers_of_numpy_become_pythons(reward: Score):
     assert reward("import numpy as np\ndef f(completions, **_):\n    return np.float32([0.5, 1])") == [0.5, 1.0]
     assert reward("import numpy as np\ndef f(completions, **_):\n    return [np.float32(0.5), np.int64(1)]") == [
@@ -285,3 +367,38 @@ def test_large_requests_and_answers_pass(tmp_path: Path):
         return result
 
     assert math.fsum(asyncio.run(run())) == 10_000_000
+
+
+FORGES = """
+import json, os
+def f(completions, answer, index):
+    for fd in range(3, 32):
+        try:
+            os.write(fd, %s)
+        except OSError:
+            pass
+    return [0.0, 0.0]
+"""
+
+
+@pytest.mark.parametrize("line", ["b'no JSON\\n'", "b'[' * 100000 + b'\\n'", "b'{\"rewards\": [9, 9]}\\n'", "b'{}\\n'"])
+def test_what_is_scored_cannot_answer_in_the_workers_place(reward: Score, line: str):
+    """Nor can it answer the next request."""
+    with pytest.raises(RewardLost, match="said something that is no answer"):
+        reward(FORGES % line, isolated=True)
+
+
+def test_an_answer_without_end_is_lost_and_not_held(reward: Score, monkeypatch):
+    monkeypatch.setattr(rewards, "_MAX_ANSWER", 1 << 20)
+    body = FORGES.replace("os.write(fd, %s)", "[os.write(fd, bytes(1 << 16)) for _ in range(1000)]")
+    with pytest.raises(RewardLost, match="answered with more than 1 MiB"):
+        reward(body, isolated=True)
+
+
+def test_an_isolated_worker_prints_nothing_and_others_what_they_like(reward: Score, capfd):
+    body = "import sys, os\ndef f(completions, **_):\n"
+    body += "    print('said')\n    print('told', file=sys.stderr)\n    os.write(2, b'written')\n    return [1, 1]"
+    assert reward(body, isolated=True) == [1.0, 1.0]
+    assert capfd.readouterr().err == ""
+    assert reward(body) == [1.0, 1.0]
+    assert "told" in capfd.readouterr().err

@@ -60,15 +60,17 @@ def test_the_time_of_a_batch_is_that_of_its_groups_where_all_know_it():
 
 def test_a_tally_starts_anew_after_each_batch():
     tally = RolloutTally()
-    tally.count("tokens/generated", 30)
-    tally.count("tokens/generated", 12)
-    assert tally.take()["tokens/generated"] == 42
-    assert tally.take()["tokens/generated"] == 0
+    tally.sampling_clock.answer(30)
+    tally.sampling_clock.answer(12)
+    tally.count("rewards/failed", 2)
+    first, second = tally.take(), tally.take()
+    assert (first["tokens/generated"], first["rewards/failed"]) == (42, 2)
+    assert (second["tokens/generated"], second["rewards/failed"]) == (0, 0)
 
 
 def test_overlapping_activities_are_timed_once(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("surogate.rl.policy.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("surogate.rl.clocks.time.perf_counter", lambda: now[0])
 
     async def run():
         tally = RolloutTally()
@@ -86,3 +88,16 @@ def test_overlapping_activities_are_timed_once(monkeypatch):
         assert (times["time/generate"], times["time/score"]) == (0.0, 2.0)
 
     asyncio.run(run())
+
+
+def test_a_rate_is_of_answers_and_the_time_between_them_though_sampling_goes_on(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("surogate.rl.clocks.time.perf_counter", lambda: now[0])
+    tally = RolloutTally()
+    with tally.sampling_clock.running():
+        for answered_after, asked_after in ((4.0, 6.0), (8.0, 9.0)):  # the rest of the time has no tokens yet
+            now[0] = answered_after
+            tally.sampling_clock.answer(10)
+            now[0] = asked_after
+            assert tally.take()["speed/generated_tokens_per_second"] == 2.5
+        assert tally.take()["speed/generated_tokens_per_second"] == 0

@@ -104,7 +104,6 @@ def test_every_call_is_answered(tmp_path, server):
     feed.publish(replace(weights(0), probe_ids=(1, 2, 3)))
     assert feed.scores() == [-1.0] * 2
     assert [len(group.rollouts) for group in feed.probe(2)] == [2, 2]
-    assert feed.score([1, 2, 3, 4]) == [-1.0] * 3
     assert feed.evaluate(1) is None
     result = feed.evaluate(2)
     assert result.version == 2 and len(result.rollouts) == 2 and result.metrics["eval/e/failed"] == 0
@@ -186,46 +185,46 @@ def test_a_big_batch_arrives_unchanged(tmp_path, servers):
 
 @pytest.mark.parametrize("error", [DataError("no prompts"), CheckpointError("of another run"), GeneratorError("gone")])
 def test_errors_arrive_with_their_kind_and_the_orchestrator_goes_on(tmp_path, server, error):
-    inner = server.service.score
+    inner = server.service.evaluate
 
-    async def score(token_ids):
-        server.service.score = inner
+    async def evaluate(version):
+        server.service.evaluate = inner
         raise type("Special", (type(error),), {})(str(error))
 
-    server.service.score = score
+    server.service.evaluate = evaluate
     feed = make_feed(tmp_path)
     feed.publish(weights(0))
     with pytest.raises(type(error), match=str(error)) as caught:
-        feed.score([1, 2])
+        feed.evaluate(1)
     assert type(caught.value) is type(error)
-    assert feed.score([1, 2]) == [-1.0]
+    assert feed.evaluate(1) is None
 
 
 def test_a_mistake_in_the_orchestrator_is_told_and_written_down(tmp_path, server, caplog):
-    async def score(token_ids):
+    async def scores():
         raise KeyError("secret")
 
-    server.service.score = score
+    server.service.scores = scores
     feed = make_feed(tmp_path)
     feed.publish(weights(0))
     with pytest.raises(GeneratorError, match="KeyError: 'secret'"):
-        feed.score([1, 2])
+        feed.scores()
     assert "A call failed" in caplog.text and "KeyError" in caplog.text
     with pytest.raises(GeneratorError, match="unexpected keyword argument"):
-        feed._call("score", tokens=[1])
+        feed._call("scores", tokens=[1])
     with pytest.raises(GeneratorError, match="KeyError: 'dance'"):
         feed._call("dance")
 
 
 def test_what_cannot_be_written_as_json_is_told(tmp_path, server):
-    async def score(token_ids):
+    async def scores():
         return [torch.tensor(1.0)]
 
-    server.service.score = score
+    server.service.scores = scores
     feed = make_feed(tmp_path)
     feed.publish(weights(0))
     with pytest.raises(GeneratorError, match="TypeError: Object of type Tensor is not JSON serializable"):
-        feed.score([1, 2])
+        feed.scores()
 
 
 # ---- one of the two is started again
@@ -280,13 +279,14 @@ def make_feed_with(server, path):
     return feed
 
 
-@pytest.mark.parametrize("method", ["next_batch", "publish", "score", "evaluate", "probe"])
+@pytest.mark.parametrize("method", ["next_batch", "publish", "scores", "evaluate", "probe"])
 def test_an_orchestrator_killed_in_the_middle_of_a_call_is_asked_again(tmp_path, servers, method):
     old = servers()
     feed = make_feed_with(old, tmp_path)
     batches = run_steps(feed, 0, 2)
+    feed.publish(replace(weights(2), probe_ids=(1, 2)))
     reached = hang(old, method)
-    arguments = {"next_batch": (2,), "publish": (weights(2),), "score": ([1, 2],), "evaluate": (2,), "probe": (1,)}
+    arguments = {"next_batch": (2,), "publish": (weights(2),), "scores": (), "evaluate": (2,), "probe": (1,)}
     answers = []
     asking = threading.Thread(target=lambda: answers.append(getattr(feed, method)(*arguments[method])))
     asking.start()
@@ -409,8 +409,8 @@ def test_a_silent_orchestrator_is_reported_and_one_that_works_is_not(tmp_path, s
         feed.next_batch(2)
     assert "which is alive" in caplog.text and "No sign" not in caplog.text
     server.kill()
-    with pytest.raises(GeneratorError, match="No sign of the orchestrator for 0 s, asked for score"):
-        feed.score([1, 2])
+    with pytest.raises(GeneratorError, match="No sign of the orchestrator for 0 s, asked for scores"):
+        feed.scores()
 
 
 def test_clocks_that_differ_do_not_matter(tmp_path, server, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from surogate.errors import DataError
 from surogate.rl.environments.code import CodeArgs, CodeEnvironment, solution_in, split_tests
 from surogate.rl.environments.code_problems import PROBLEMS
+from surogate.rl.sandbox import ProgramResult
 
 
 @pytest.fixture
@@ -54,6 +55,19 @@ def test_tests_may_be_a_text_or_json(problem):
     completion = "```\ndef f(x):\n    return x\n```"
     assert score(problem("x = 1\nassert f(x) == 1\nassert f(2) == 3"), completion) == [0.5]
     assert score(problem(json.dumps(["assert f(1) == 1"])), completion) == [1.0]
+
+
+def test_the_time_of_a_solution_is_that_of_all_its_cases(problem):
+    environment = problem([{"input": str(place), "output": "1"} for place in range(4)], wall_seconds=10.0)
+    given = []
+
+    async def run_program(code, stdin, wall_seconds):
+        given.append(wall_seconds)
+        return ProgramResult("1", "exit", 0, 4.0)
+
+    environment._sandbox.run_program = run_program
+    assert score(environment, "```\nprint(1)\n```") == [0.75]
+    assert given == [10.0, 6.0, 2.0]
 
 
 def test_a_function_named_like_one_of_pythons_is_meant_where_the_data_says_so(problem):

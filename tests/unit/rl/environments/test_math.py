@@ -102,3 +102,9 @@ def test_word_problems_have_natural_answers():
         if "equally" in text:
             whole, friends = (int(word) for word in text.split() if word.isdigit())
             assert answer * friends == whole
+
+
+def test_completions_are_judged_by_as_many_processes_as_there_are_cpus(problem, monkeypatch):
+    monkeypatch.setattr("surogate.rl.environments.math.usable_cpus", lambda: 3)
+    environment = problem("7")
+    assert environment._worker._slots._value == 3

@@ -8,6 +8,7 @@ import pytest
 from surogate.errors import DataError
 from surogate.rl.env_check import ScriptedPolicy
 from surogate.rl.environments.guess_number import GuessNumberArgs, GuessNumberEnvironment
+from surogate.rl.policy import PromptTooLong
 from surogate.rl.types import Completion, Message, Rollout
 
 
@@ -96,13 +97,32 @@ def test_a_conversation_that_outgrows_the_context_ends_before_the_answer_that_do
     class Short(Recorder):
         async def sample(self, prompt_ids, n, stop=()):
             if self.prompts:
-                raise DataError("too long")
+                raise PromptTooLong("too long")
             return await super().sample(prompt_ids, n, stop)
 
     (rollout,) = play(Short(["8", "6"]))
     assert rollout.is_truncated
     assert rollout.text == "8\n"
     assert all(rollout.sampled)
+
+
+def test_any_other_failure_ends_all_conversations_of_the_group():
+    class Broken(Recorder):
+        async def sample(self, prompt_ids, n, stop=()):
+            if len(self.prompts) == 2:
+                raise DataError("the tokenizer is broken")
+            made = await super().sample(prompt_ids, n, stop)
+            if len(self.prompts) == 2:
+                await asyncio.Event().wait()
+            return made
+
+    async def run():
+        environment = GuessNumberEnvironment("guess", GuessNumberArgs(highest=15))
+        with pytest.raises(DataError, match="the tokenizer is broken"):
+            await environment.rollouts(environment.example(0), 2, Broken(["1", "2"]))
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():

@@ -56,22 +56,38 @@ def test_arguments_that_contradict_are_refused():
     assert "set path" in refused("code", prompt="plain")
 
 
-def test_a_reward_file_is_looked_at_without_running_it(tmp_path: Path):
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "2 + 2"}\n')
+    return str(tmp_path / "rows.jsonl")
+
+
+def test_data_that_is_not_there_is_told_before_anything_is_built(tmp_path: Path):
+    gone = f"{tmp_path}/gone.jsonl"
+    assert f"environment 'math': args.path '{gone}' does not exist" in refused("math", path=gone)
+    check_environment(EnvSpec(id="math", args={"path": "openai/gsm8k"}))
+    check_environment(EnvSpec(id="math", args={"path": "https://host/rows.jsonl"}))
+
+
+def test_a_reward_file_is_looked_at_without_running_it(tmp_path: Path, rows: str):
     path = tmp_path / "reward.py"
     path.write_text("raise SystemExit('ran')\ndef score(completions, **columns): ...\n")
-    check_environment(EnvSpec(id=f"{path}:score", args={"path": "rows.jsonl"}))
-    assert "Did you mean 'score'?" in refused(f"{path}:scores", path="rows.jsonl")
+    check_environment(EnvSpec(id=f"{path}:score", args={"path": rows}))
+    assert "Did you mean 'score'?" in refused(f"{path}:scores", path=rows)
     assert "path must be set" in refused(f"{path}:score")
-    assert "there is no file" in refused(f"{tmp_path}/other.py:score", path="rows.jsonl")
+    assert "there is no file" in refused(f"{tmp_path}/other.py:score", path=rows)
     path.write_text("def (")
-    assert "is not Python" in refused(f"{path}:score", path="rows.jsonl")
+    assert "is not Python" in refused(f"{path}:score", path=rows)
 
 
-def test_a_reward_may_be_imported_or_assigned_in_its_file(tmp_path: Path):
+def test_a_reward_may_be_imported_or_assigned_in_its_file(tmp_path: Path, rows: str):
     path = tmp_path / "reward.py"
-    path.write_text("from rewards import score as exact\nother = exact\n")
-    for name in ("exact", "other"):
-        check_environment(EnvSpec(id=f"{path}:{name}", args={"path": "rows.jsonl"}))
+    path.write_text(
+        "from rewards import score as exact\nother = exact\nsame: object = exact\n"
+        "try:\n    from rewards import fast\nexcept ImportError:\n    def fast(completions): ...\n"
+    )
+    for name in ("exact", "other", "same", "fast"):
+        check_environment(EnvSpec(id=f"{path}:{name}", args={"path": rows}))
 
 
 def test_an_unknown_task_is_refused_with_the_nearest():

@@ -182,6 +182,13 @@ def test_a_log_probability_that_is_no_number_is_the_engines_failure(served):
     assert isinstance(served.conversation.failure, GeneratorError)
 
 
+def test_a_failure_in_a_later_turn_is_no_end_of_the_conversation(served):
+    served.ask()
+    served.generator.failures.append(DataError("the tokenizer is broken"))
+    served.ask(token_ids=[*REQUEST["token_ids"], 7, 8, 2, 9])
+    assert (str(served.conversation.failure), served.num_full) == ("the tokenizer is broken", 0)
+
+
 def test_a_first_prompt_that_does_not_fit_is_a_failure_and_a_later_one_the_end(served):
     conversation = served.new_conversation(5)
     served.endpoint.open(NAME, conversation)

@@ -19,7 +19,8 @@ from surogate.rl.env_check import ScriptedPolicy
 from surogate.rl.environments.base import RewardError
 from surogate.rl.environments.registry import arguments_of, build_environment, check_environment
 from surogate.rl.environments.token_endpoint import Conversation
-from surogate.rl.environments.verifiers_env import VerifiersArgs, check_taskset, rollout_of, trained_trace
+from surogate.rl.environments.verifiers_env import check_taskset, rollout_of, trained_trace
+from surogate.rl.environments.verifiers_settings import VerifiersArgs
 from surogate.rl.types import Completion, Example
 
 EXAMPLE = Example(id="digits/0", env="digits", prompt=[{"role": "user", "content": "?"}])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from surogate.config.parts_grpo import InferenceSpec, SamplingSpec
 from surogate.config.settle import VLLM_RANKS
 from surogate.errors import ConfigError
 from surogate.rl.generators import checks
-from surogate.rl.generators.checks import check_engine, check_lengths, fit_lora_rank, require_vllm
+from surogate.rl.generators.checks import fit_lora_rank, require_vllm
 
 
 @pytest.mark.parametrize(("rank", "limit", "expected"), [(1, None, 1), (6, None, 8), (16, None, 16), (8, 64, 64)])
@@ -37,31 +36,6 @@ def test_the_ranks_are_vllms() -> None:
     from vllm.config.lora import MaxLoRARanks
 
     assert get_args(MaxLoRARanks) == VLLM_RANKS
-
-
-def test_a_sequence_longer_than_the_context_is_refused() -> None:
-    check_lengths(100, 28, 128)
-    with pytest.raises(ConfigError, match=r"need 129 tokens, and the generator's max_model_len is 128"):
-        check_lengths(101, 28, 128)
-
-
-@pytest.mark.parametrize(
-    ("spec", "num_gpus", "message"),
-    [
-        (InferenceSpec(max_model_len=512), 0, "max_tokens is 512 and max_model_len 512: no room"),
-        (InferenceSpec(tp=2), 0, "without a GPU"),
-        (InferenceSpec(tp=2, dp=2), 2, "tp 2 x dp 2 needs 4 GPUs, and the generator has 2"),
-        (InferenceSpec(max_num_seqs=0), 0, "at least 1"),
-    ],
-)
-def test_what_vllm_would_refuse_late_is_refused_early(spec: InferenceSpec, num_gpus: int, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_engine(spec, SamplingSpec(), num_gpus)
-
-
-def test_what_vllm_takes_passes() -> None:
-    check_engine(InferenceSpec(max_model_len=1024, tp=2), SamplingSpec(), 2)
-    check_engine(InferenceSpec(), SamplingSpec(), 0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ from support.fake_vllm import FakeVllmServer
 
 from surogate.config.parts_grpo import SamplingSpec
 from surogate.errors import GeneratorError
-from surogate.rl.generators import vllm_client
+from surogate.rl.generators import notices, vllm_client
 from surogate.rl.generators.protocol import WeightUpdate
 from surogate.rl.generators.vllm_client import ServerVllm
+from surogate.rl.policy import SampledPolicy
 from surogate.rl.types import Completion
 
 SAMPLING = SamplingSpec(max_tokens=3)
@@ -28,6 +30,7 @@ Test = Callable[[list[FakeVllmServer], ServerVllm], Awaitable[None]]
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_client, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(vllm_client, "LONGEST_DELAY", 0.01)
+    monkeypatch.setattr(vllm_client, "HEALTH_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -78,12 +81,29 @@ def test_completions_and_scores_come_back_as_they_were_sampled() -> None:
     with_servers(1, test)
 
 
-def test_the_server_with_the_least_to_do_is_asked() -> None:
+def test_a_group_goes_to_one_server_and_the_next_one_to_the_server_with_the_least_to_do() -> None:
     async def test(servers: list[FakeVllmServer], generator: ServerVllm) -> None:
         for server in servers:
             server.seconds = 0.2
-        await sample(generator, 8)
-        assert [server.most_running for server in servers] == [4, 4]
+        await asyncio.gather(sample(generator, 4), sample(generator, 3))
+        assert sorted(server.most_running for server in servers) == [3, 4]
+
+    with_servers(2, test)
+
+
+def test_a_conversation_stays_with_its_server_until_that_is_lost() -> None:
+    async def test(servers: list[FakeVllmServer], generator: ServerVllm) -> None:
+        talks = [SampledPolicy(None, generator, SAMPLING, max_len=64) for _ in servers]
+        for talk in talks:  # one after the other, so that no server has anything to do
+            await talk.sample(PROMPT, 1)
+        assert [len(server.sampled) for server in servers] == [1, 1]
+        for _ in range(3):
+            await talks[0].sample(PROMPT, 1)
+        assert sorted(len(server.sampled) for server in servers) == [1, 4]
+        busy, other = sorted(servers, key=lambda server: -len(server.sampled))
+        await busy.stop()
+        await talks[0].sample(PROMPT, 1)
+        assert len(other.sampled) == 2
 
     with_servers(2, test)
 
@@ -99,6 +119,120 @@ def test_what_a_lost_server_was_sampling_is_sampled_elsewhere() -> None:
         assert servers[1].sampled == ["policy"] * 4
 
     with_servers(2, test)
+
+
+def test_what_a_failed_engine_was_sampling_is_sampled_elsewhere_though_its_server_goes_on() -> None:
+    async def test(servers: list[FakeVllmServer], generator: ServerVllm) -> None:
+        servers[0].is_healthy = False
+        await asyncio.gather(sample(generator, 2), sample(generator, 2))
+        assert servers[1].sampled == ["policy"] * 4
+        servers[0].is_healthy = True
+        while len(generator._up) < 2:
+            await asyncio.sleep(0.01)
+
+    with_servers(2, test)
+
+
+def test_an_engine_that_fails_while_it_takes_weights_does_not_hold_up_the_others(adapter: Path) -> None:
+    async def test(servers: list[FakeVllmServer], generator: ServerVllm) -> None:
+        async def never(body: Any) -> Any:
+            await asyncio.sleep(60)
+
+        servers[0].is_healthy = False
+        servers[0]._v1_load_lora_adapter = never
+        await generator.load_weights(WeightUpdate(version=1, adapter_dir=adapter))
+        assert servers[1].version == "0+1"
+
+    with_servers(2, test)
+
+
+def test_a_busy_server_is_not_taken_for_a_failed_one() -> None:
+    async def test(servers: list[FakeVllmServer], generator: ServerVllm) -> None:
+        (server,) = servers
+        server.num_busy_looks, server.seconds = vllm_client.MAX_SICK_LOOKS - 1, 0.3
+        server.calls.clear()
+        await sample(generator)
+        assert [path for path, _ in server.calls] == ["/inference/v1/generate"]
+        assert server.num_looks > vllm_client.MAX_SICK_LOOKS
+
+    with_servers(1, test)
+
+
+def test_nobody_looks_at_a_server_that_has_nothing_to_do() -> None:
+    async def test(servers: list[FakeVllmServer], generator: ServerVllm) -> None:
+        await asyncio.sleep(0.1)
+        assert servers[0].num_looks == 0
+
+    with_servers(1, test)
+
+
+class LaunchedFake:
+    """A server's process, with a fake server in its place."""
+
+    def __init__(self, server: FakeVllmServer) -> None:
+        self.url, self._server = server.url, server
+        self.is_running = True
+        self.num_stopped = 0
+
+    def launch(self) -> None:
+        self._server.is_healthy = self.is_running = True
+
+    def stop(self) -> None:
+        self.is_running = False
+        self.num_stopped += 1
+
+    async def wait(self) -> None:
+        pass
+
+
+def test_an_engine_of_our_own_that_has_failed_is_started_anew() -> None:
+    async def run() -> None:
+        server = FakeVllmServer(free_port())
+        await server.start()
+        process = LaunchedFake(server)
+        generator = ServerVllm(servers=[process], timeout=10)  # type: ignore[list-item]
+        try:
+            await generator.start()
+            server.is_healthy = False
+            task = asyncio.create_task(sample(generator))
+            (completion,) = await task
+            assert completion.token_ids and process.num_stopped == 1
+        finally:
+            await generator.close()
+            await server.stop()
+
+    asyncio.run(run())
+
+
+def test_what_is_waited_for_is_said_once_for_all_that_wait(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(notices, "NOTICE_SECONDS", 0.3)
+
+    async def test(servers: list[FakeVllmServer], generator: ServerVllm) -> None:
+        servers[0].seconds = 60
+        with caplog.at_level(logging.INFO, "surogate.rl.generators.notices"):
+            tasks = [asyncio.create_task(sample(generator)) for _ in range(3)]
+            while not caplog.messages:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        assert caplog.messages == [
+            "Waiting for the vLLM servers to sample 1 completions of 3 tokens, for 0 s now, and for 2 other answers."
+        ]
+
+    with_servers(1, test)
+
+
+def test_a_server_that_keeps_its_cache_gets_no_request(tmp_path: Path) -> None:
+    async def test(servers: list[FakeVllmServer], generator: ServerVllm) -> None:
+        servers[0].drops_cache = False
+        with pytest.raises(GeneratorError, match=r"does not let go of what it computed with old weights"):
+            await generator.load_weights(WeightUpdate(version=1, weights_dir=tmp_path))
+
+    with_servers(1, test, timeout=0.3)
 
 
 def test_a_server_that_comes_back_gets_the_weights_before_a_request(adapter: Path) -> None:
@@ -155,6 +289,24 @@ def test_an_adapter_is_sent_to_a_server_that_does_not_see_the_disk(adapter: Path
         await generator.load_weights(WeightUpdate(version=1, adapter_dir=adapter))
         assert (await sample(generator))[0].versions == [1, 1, 1]
         assert servers[0].adapters["policy-1"] in servers[0].written
+
+    with_servers(1, test)
+
+
+def test_what_was_written_on_a_servers_machine_is_removed(adapter: Path) -> None:
+    async def test(servers: list[FakeVllmServer], generator: ServerVllm) -> None:
+        (server,) = servers
+        server.sees_disk = False
+        for version in (1, 2):
+            await generator.load_weights(WeightUpdate(version=version, adapter_dir=adapter))
+        (of_a_dead_client,) = server.written
+        other = ServerVllm([server.url])
+        await other.start()
+        assert not server.written
+        await other.load_weights(WeightUpdate(version=1, adapter_dir=adapter))
+        assert len(server.written) == 1 and of_a_dead_client not in server.written
+        await other.close()
+        assert not server.written
 
     with_servers(1, test)
 
