@@ -171,8 +171,8 @@ class EvalSpec(PlainNumbers):
     """Completions of each prompt."""
     eval_base_model: bool = True
     """Evaluate before the first step too, as the reference."""
-    temperature: NonNegativeFloat = 0.0
-    """0 takes the most likely token."""
+    temperature: NonNegativeFloat | None = None
+    """0 takes the most likely tokens. Default: 0 for one completion of each prompt, sampling.temperature for several."""
     max_tokens: PositiveInt | None = None
     """Longest completion. Default: that of training."""
 

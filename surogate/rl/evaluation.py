@@ -67,10 +67,13 @@ class Evaluation:
     ) -> None:
         self.spec, self.environments = spec.eval, list(environments)
         self._generator, self._tokenizer = generator, tokenizer
+        temperature = spec.eval.temperature
+        if temperature is None:
+            temperature = 0.0 if spec.eval.rollouts_per_example == 1 else spec.sampling.temperature
         self._sampling = replace(
             spec.sampling,
             max_tokens=spec.eval.max_tokens or spec.sampling.max_tokens,
-            temperature=spec.eval.temperature,
+            temperature=temperature,
             temp_scheduler=None,
         )
         self._at_once = max(1, max(_MIN_AT_ONCE, spec.batch_size) // spec.eval.rollouts_per_example)

@@ -81,7 +81,7 @@ ORCH = [
         "sampling.chat_template_kwargs has add_generation_prompt, which the run sets itself.",
     ),
     (
-        "eval: {env: [{id: math}], rollouts_per_example: 4}",
+        "eval: {env: [{id: math}], rollouts_per_example: 4, temperature: 0}",
         "eval.rollouts_per_example 4 needs eval.temperature above 0: at 0 all completions of a prompt are the same",
     ),
     (

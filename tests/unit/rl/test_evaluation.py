@@ -66,6 +66,27 @@ def test_options_of_the_chat_template_hold_in_evaluation_too():
     assert told == [options]
 
 
+@pytest.mark.parametrize(
+    ("spec", "temperature"),
+    [
+        ({}, 0.0),
+        ({"rollouts_per_example": 4}, 0.7),
+        ({"temperature": 0.3}, 0.3),
+        ({"rollouts_per_example": 4, "temperature": 0.3}, 0.3),
+    ],
+)
+def test_one_answer_is_the_likeliest_and_several_are_sampled_as_in_training(spec, temperature):
+    class Telling(GatedGenerator):
+        async def generate(self, prompt_ids, n, sampling, **options):
+            told.add(sampling.temperature)
+            return await super().generate(prompt_ids, n, sampling, **options)
+
+    told = set()
+    training = {"sampling": SamplingSpec(max_tokens=4, temperature=0.7)}
+    asyncio.run(make_evaluation([ListedEnvironment("e", 1)], Telling(script=None), training=training, **spec).run(1))
+    assert told == {temperature}
+
+
 def test_an_environment_smaller_than_the_evaluation_is_asked_whole():
     result = asyncio.run(make_evaluation([ListedEnvironment("e", 3)], num_examples=64).run(1))
     assert len(result.rollouts) == 3
