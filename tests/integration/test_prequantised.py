@@ -116,7 +116,7 @@ def test_the_base_never_exists_dequantised(tmp_path: Path, monkeypatch: pytest.M
         deferred.append(all(parameter.is_meta for parameter in model.parameters()))
         return model
 
-    monkeypatch.setattr("surogate.modes.base.load_model", load)
+    monkeypatch.setattr("surogate.modes.model_building.load_model", load)
     fit(module(save(tmp_path, "ct-nvfp4")), batches(1))
     assert deferred == [True]
 
