@@ -153,9 +153,10 @@ class RunFolder:
                 finished, however far it went.
         """
         reached = read_json(self.finished_json)
-        if not reached:
+        step, epochs = reached.get("step"), reached.get("epochs")
+        if not isinstance(step, int) or not isinstance(epochs, int):  # none, or a damaged one
             return False
-        goals = [(reached["step"], max_steps), (reached["epochs"], max_epochs or -1)]
+        goals = [(step, max_steps), (epochs, max_epochs or -1)]
         goals = [(value, goal) for value, goal in goals if goal != -1]
         return not goals or any(value >= goal for value, goal in goals)
 
@@ -188,7 +189,8 @@ class RunFolder:
         if self.has_own_checkpoints_dir:
             return  # they may have been moved along with the run
         owners = {
-            read_json(self.checkpoints.folder(step) / MANIFEST).get("output_dir") for step in self.checkpoints.steps()
+            str(read_json(self.checkpoints.folder(step) / MANIFEST).get("output_dir") or "")
+            for step in self.checkpoints.steps()
         }
         if others := sorted(owner for owner in owners if owner and owner != self.identifying_path()):
             raise CheckpointError(
@@ -251,10 +253,10 @@ def damage(checkpoint: Path, digests: bool = True) -> str | None:
         checkpoint: a step_N folder.
         digests: also read every file; without, only sizes are compared.
     """
-    manifest = read_json(checkpoint / MANIFEST)
-    if not manifest:
+    files = _listed_files(read_json(checkpoint / MANIFEST))
+    if files is None:
         return f"{MANIFEST} is missing or unreadable"
-    for name, expected in manifest["files"].items():
+    for name, expected in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -263,6 +265,19 @@ def damage(checkpoint: Path, digests: bool = True) -> str | None:
         if digests and _sha256(path) != expected["sha256"]:
             return f"{name} does not have the content that was written"
     return None
+
+
+def _listed_files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]] | None:
+    """Return the files of a checkpoint by name; None where the manifest is not as CheckpointStore.commit wrote it."""
+    files = manifest.get("files")
+    if type(manifest.get("step")) is not int or not isinstance(files, dict):
+        return None
+    if not isinstance(manifest.get("identity", {}), dict):
+        return None
+    for listed in files.values():
+        if not isinstance(listed, dict) or type(listed.get("bytes")) is not int or "sha256" not in listed:
+            return None
+    return files
 
 
 @contextmanager
@@ -318,7 +333,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object, `{}` where there is none or it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -25,8 +25,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from surogate.callbacks.disk_space import check_room
 from surogate.callbacks.environment import installed_version
+from surogate.disk_space import check_room
 from surogate.errors import CheckpointError
 from surogate.modes.first_rank import on_first_rank
 from surogate.modes.sharding import is_sharded
@@ -195,6 +195,8 @@ class StepCheckpoints(pl.Callback):
         except OSError as error:
             problem = self._explain(error, step)
             trainer.strategy.barrier()  # the others are waiting at the end of save_checkpoint
+            if trainer.is_global_zero:
+                store.discard_drafts()
         if trainer.is_global_zero and not problem:
             facts = {
                 "epochs": epochs,
@@ -208,13 +210,13 @@ class StepCheckpoints(pl.Callback):
                 store.rotate(step, self.keep_last)
             except OSError as error:
                 problem = self._explain(error, step)
+                store.discard_drafts()
         if problem := trainer.strategy.broadcast(problem):
             raise CheckpointError(problem)
         self._saved_step = step
 
     def _explain(self, error: OSError, step: int) -> str:
         store = self.run_folder.checkpoints
-        store.discard_drafts()
         existing = store.path if store.path.is_dir() else Path.cwd()
         free = shutil.disk_usage(existing).free
         kept = store.steps()

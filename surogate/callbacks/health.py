@@ -62,7 +62,8 @@ class StepHealth(StepValuesCallback):
             pl_module.learning_rate_scale = self._guard.scale  # type: ignore[assignment]
         if trainer.is_global_zero:
             for path in self._folder.glob("step_*.*"):  # of steps that are done again
-                if int(path.name.removeprefix("step_").partition(".")[0]) > trainer.global_step:
+                step = path.name.removeprefix("step_").partition(".")[0]
+                if step.isdecimal() and int(step) > trainer.global_step:  # other names are somebody else's
                     path.unlink()
 
     @override
@@ -75,6 +76,8 @@ class StepHealth(StepValuesCallback):
             self._skipped_in_row = 0
             is_event = self._look_for_spikes(trainer, values)
             steps_above = self._divergence.see(values.loss) if self.watch_loss else 0
+        if self._guard is not None and self._guard.is_resting(values.step):
+            self._divergence.restart()
         if self._guard is not None and (reason := self._guard.see(values.step, is_event, steps_above)):
             module: Any = pl_module
             module.scale_learning_rate(self._guard.scale)

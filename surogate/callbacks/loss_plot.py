@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -112,7 +113,8 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 
 def _series(records: list[Record], name: str) -> list[tuple[int, float]]:
-    return [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    found = [(record["step"], record.get(name)) for record in records]
+    return [(step, value) for step, value in found if isinstance(value, int | float) and math.isfinite(value)]
 
 
 def _validation_names(records: list[Record]) -> list[str]:

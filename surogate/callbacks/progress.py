@@ -135,7 +135,9 @@ def total_steps(trainer: pl.Trainer) -> int | None:
 
 
 def describe(summary: StepSummary) -> str:
-    """Write a window as `loss 2.345  lr 1.9e-04  grad 0.52  1,234 tok/s`."""
+    """Write a window as `loss 2.345  lr 1.9e-04  grad 0.52  1,234 tok/s`, or `skipped  lr 1.9e-04  1,234 tok/s`."""
+    if summary.is_skipped:  # loss and gradient of the step stand in what StepHealth says; one of them may be finite
+        return f"skipped  lr {summary.learning_rate:.1e}  {summary.tokens_per_second:,.0f} tok/s"
     return (
         f"loss {summary.loss:.3f}  lr {summary.learning_rate:.1e}  grad {summary.grad_norm:.2f}  "
         f"{summary.tokens_per_second:,.0f} tok/s"

@@ -44,6 +44,10 @@ class RateGuard:
         """What the schedule is multiplied by."""
         return float(FACTOR**self.reductions)
 
+    def is_resting(self, step: int) -> bool:
+        """Tell whether a step lies so soon after a reduction that it does not count."""
+        return step <= self._resumes_after
+
     def see(self, step: int, is_event: bool, steps_above: int) -> str | None:
         """Take notice of a step.
 
@@ -55,7 +59,7 @@ class RateGuard:
         Returns:
             Why the learning rate is to be lowered, None where it is not.
         """
-        if step <= self._resumes_after or self.reductions >= MAX_REDUCTIONS:
+        if self.is_resting(step) or self.reductions >= MAX_REDUCTIONS:
             return None
         self._events = [event for event in self._events if event > step - SPAN_STEPS] + [step] * is_event
         reason = None

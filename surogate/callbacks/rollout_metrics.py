@@ -152,9 +152,10 @@ def describe_rollouts(values: dict[str, float], summary: StepSummary) -> str:
         f"{name} {values[f'time/{key}']:.1f}s"
         for name, key in (("generate", "generate"), ("train", "train"), ("sync", "sync"))
     )
+    norm = "skipped" if summary.is_skipped else f"norm {summary.grad_norm:.2f}"
     return (
         f"reward {values['reward/mean']:.3f} ±{values['reward/std']:.2f}  {_describe_update(values)}  "
-        f"len {values['completion/mean_len']:.0f}  norm {summary.grad_norm:.2f}  {times}"
+        f"len {values['completion/mean_len']:.0f}  {norm}  {times}"
     )
 
 

@@ -70,7 +70,7 @@ class SampleAnswers(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        kept = [row for row in read_records(self._path) if row.get("step", 0) <= trainer.global_step]
+        kept = [row for row in read_records(self._path) if row["step"] <= trainer.global_step]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text("".join(map(_to_line, kept)), encoding="utf-8")
         if trainer.global_step == 0:
@@ -88,7 +88,7 @@ class SampleAnswers(pl.Callback):
             if not self._asked:
                 _log.warning("sample_prompts: no held-out row has a prompt and room for an answer, so none is asked.")
         step = trainer.global_step
-        if not self._asked or any(row.get("step") == step for row in read_records(self._path)):
+        if not self._asked or any(row["step"] == step for row in read_records(self._path)):
             return
         rows = [{"step": step, **self._row(asked, data.tokenizer, module)} for asked in self._asked]
         with self._path.open("a", encoding="utf-8") as file:

@@ -119,6 +119,10 @@ class DivergenceMeter:
         self.steps_above = self.steps_above + 1 if self.level > self.RISE * self.best else 0
         return self.steps_above
 
+    def restart(self) -> None:
+        """Count from zero again; the best stays."""
+        self.steps_above = 0
+
     def state(self) -> dict[str, object]:
         """Give plain values, for a checkpoint."""
         return {"values": list(self._values), "best": self.best, "steps_above": self.steps_above}

@@ -49,6 +49,11 @@ class StepSummary:
     skipped_steps: int = 0
 
     @property
+    def is_skipped(self) -> bool:
+        """Whether all steps were skipped, so that there is no mean of anything."""
+        return self.skipped_steps >= self.num_steps
+
+    @property
     def step_seconds(self) -> float:
         """Mean time of an optimizer step."""
         return self.seconds / self.num_steps

@@ -6,6 +6,7 @@ which may extend ours. Everything that varies reaches them quoted for the shell.
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,9 @@ class Job:
 
     @property
     def log(self) -> str:
-        """Where the output of all processes goes, `%j` for the number of the job."""
-        return f"{self.folder}/%j.log"
+        """Where the output of all processes goes, as SLURM takes it: `%j` for the number of the job, `%%` for `%`."""
+        folder = str(self.folder).replace("%", "%%")
+        return f"{folder}/%j.log"
 
     @property
     def command(self) -> str:
@@ -96,7 +98,7 @@ class Job:
             "open-mode": "append",  # a restart goes on in the same log
             "signal": f"USR1@{spec.signal_seconds}" if spec.signal_seconds else None,
         }
-        lines = [f"--{name}={_quoted(value)}" for name, value in asked.items() if value is not None]
+        lines = [f"--{name}={_quoted(name, value)}" for name, value in asked.items() if value is not None]
         return [*lines, "--requeue" if spec.requeue else "--no-requeue", *spec.sbatch]
 
     @property
@@ -130,10 +132,31 @@ class Job:
         return [*map(str, own), *self.slurm.container_mounts]
 
 
-def _quoted(value: object) -> str:
-    """Quote a value where sbatch would cut it at a blank."""
+_TYPED = {"job-name": "job_name or run_name", "chdir": "the current folder", "output": "output_dir"}
+"""What a user calls the value of an option of sbatch, where it is not the key of that name."""
+
+
+def _quoted(option: str, value: object) -> str:
+    """Write a value as sbatch reads it from the script: it expands nothing, but knows blanks, quotes, `\\` and `#`.
+
+    Raises:
+        ConfigError: no line of a script can hold the value.
+    """
     text = str(value)
-    return f'"{text}"' if any(character.isspace() for character in text) else text
+    typed = _TYPED.get(option, f"slurm.{option.replace('-', '_')}")
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", text):
+        raise ConfigError(
+            f"{typed}: {text!r} has a line end or another control character, which an #SBATCH line cannot hold. Remove "
+            "it."
+        )
+    if option == "output" and "\\" in text:
+        raise ConfigError(
+            f"{typed}: {text!r} has a backslash, with which SLURM would not put the job's number into the name of the "
+            "log. Name another folder."
+        )
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]*", text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def render(job: Job, template: str) -> str:
@@ -144,8 +167,9 @@ def render(job: Job, template: str) -> str:
         template: name of ours, where the job names none of its own.
 
     Raises:
-        ConfigError: the template is not valid Jinja, or asks for what there is not.
+        ConfigError: the template is not valid Jinja, or asks for what there is not; a value fits into no #SBATCH line.
     """
+    _ = job.options  # refuses odd names and paths, which a template need not ask for
     ours = PackageLoader("surogate", "templates")
     own = Path(job.slurm.template) if job.slurm.template else None
     environment = Environment(

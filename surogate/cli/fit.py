@@ -146,11 +146,10 @@ class SurogateCLI(LightningCLI):
     ) -> None:
         if checkpoints and ckpt_path is None:
             ckpt_path = checkpoints.resume_path()
-            folder = checkpoints.run_folder.path
-            if checkpoints.finished(self.trainer.max_steps, self.trainer.max_epochs):
-                log.info("The run in %s is finished. To go on, raise max_steps or num_epochs.", folder)
+            if self._is_finished(checkpoints):
                 return
             if ckpt_path:
+                folder = checkpoints.run_folder.path
                 log.info("Continuing the run in %s from %s.", folder, Path(ckpt_path).parent.name)
         elif ckpt_path is not None:
             ckpt_path = _state_file(ckpt_path)
@@ -160,7 +159,15 @@ class SurogateCLI(LightningCLI):
         with preemption.listening() if preemption else nullcontext():
             _look_at_data(datamodule)
             self._adjust_epochs(model, datamodule)
+            if self._is_finished(checkpoints):  # where the epochs were adjusted
+                return
             self._train(model, datamodule, ckpt_path)
+
+    def _is_finished(self, checkpoints: StepCheckpoints | None) -> bool:
+        if checkpoints is None or not checkpoints.finished(self.trainer.max_steps, self.trainer.max_epochs):
+            return False
+        log.info("The run in %s is finished. To go on, raise max_steps or num_epochs.", checkpoints.run_folder.path)
+        return True
 
     def _adjust_epochs(self, model: Any, datamodule: Any) -> None:
         if budget := self._callback(TokenBudget):
@@ -292,6 +299,7 @@ def _quieten() -> None:
         ".*`_DDPSinkBackward`.*",
         ".*callbacks used to create the checkpoint need to be provided.*",  # where early_stop was set to false
         "The `srun` command is available on your system.*",
+        ".*when logging on epoch level in distributed setting.*",  # what is logged has been added up over the ranks
     ):
         warnings.filterwarnings("ignore", message)
     # Of an empty list of loaders, where too few rows to hold any out have been remarked already.

@@ -13,14 +13,19 @@ import logging
 import os
 import signal
 import sys
+from contextlib import nullcontext
 
 from surogate import __version__
 from surogate.cli import help as pages
 from surogate.config.keys import nearest
 from surogate.errors import CheckpointError, ConfigError, Stopped, SurogateError
+from surogate.stop_signals import STOP_SIGNALS, is_launched_by_lightning
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
+
+_STOPPABLE = {"sft", "pt", "fit", "grpo", "grpo-train"}
+"""Verbs that train, and listen to signals before torch is imported."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,8 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         _tell(text)
         return error.exit_code
     except Stopped as stopped:
-        print(f"stopped by {signal.Signals(stopped.signum).name}", file=sys.stderr)
-        return stopped.exit_code
+        if _rank() == "0":
+            print(f"stopped by {signal.Signals(stopped.signum).name}", file=sys.stderr)
+        # Lightning kills the first process of a run where one that it has started ends with anything but 0.
+        return 0 if STOP_SIGNALS.is_agreed and is_launched_by_lightning() else stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -77,7 +84,8 @@ def _dispatch(arguments: list[str]) -> int:
     if page:
         print(page, end="")
         return 0
-    run: int = importlib.import_module(pages.VERBS[verb].module).main(rest)
+    with STOP_SIGNALS.listening() if verb in _STOPPABLE else nullcontext():
+        run: int = importlib.import_module(pages.VERBS[verb].module).main(rest)
     return run
 
 

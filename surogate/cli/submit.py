@@ -9,6 +9,7 @@ configuration is checked here, on the login node, and copied beside the script.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from datetime import datetime
 from pathlib import Path, PurePath
 
 from surogate.cli.batch_script import Job, render
-from surogate.config.flat import TrainConfig, TrainerConfig
+from surogate.config.flat import SCHEMAS, TrainConfig, TrainerConfig
+from surogate.config.keys import expected, keys_of, nearest
+from surogate.config.not_yet import ROWS
 from surogate.config.read import likely_verb, read_config
 from surogate.config.slurm import OPTIONS, SlurmSpec, settled
 from surogate.config.yaml_file import read_yaml
@@ -37,6 +40,7 @@ def main(argv: list[str]) -> int:
     arguments = [argument for argument in argv if argument not in ("--dry-run", "--dry_run")]
     verb, rest = split_verb(arguments)
     options, overrides = split_options(rest)
+    check_options(verb, options, overrides)
     if verb == "grpo":
         from surogate.cli.submit_grpo import grpo_submission
 
@@ -88,7 +92,7 @@ def submit(script: Submission, files: Mapping[str, str]) -> int:
     nodes, tasks = job.slurm.nodes, job.slurm.tasks_per_node
     print(f"Job {number}: {job.name}, {nodes} node{'s' * (nodes != 1)} with {tasks} process{'es' * (tasks != 1)} each")
     print(f"  script   {job.script}")
-    print(f"  follow   tail -F {job.log.replace('%j', number)}")
+    print(f"  follow   tail -F {shlex.quote(f'{job.folder}/{number}.log')}")
     print(f"  state    squeue --jobs {number}")
     print(f"  save and requeue   scancel --signal=USR1 {number}")
     print(f"  end      scancel {number}")
@@ -127,7 +131,11 @@ def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Part what is for SLURM, written with `slurm.` in front, from what is for the run.
 
     `--gpus-per-node 8`, `--gpus_per_node=8` and `--slurm.gpus_per_node 8` are the same.
+
+    Raises:
+        ConfigError: an option that needs a value has none.
     """
+    specs = keys_of(SlurmSpec)
     for_slurm: list[str] = []
     for_run: list[str] = []
     rest = list(arguments)
@@ -140,12 +148,52 @@ def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
         if not is_option:
             target.append(argument)
             continue
-        target.append(f"--slurm.{key.removeprefix('slurm.')}{equals}{text}")
-        if not equals and rest and not rest[0].startswith("--"):
+        key = key.removeprefix("slurm.")
+        target.append(f"--slurm.{key}{equals}{text}")
+        if equals:
+            continue
+        if rest and not rest[0].startswith("--"):
             target.append(rest.pop(0))
-        elif not equals:
-            target[-1] += "=true"  # --requeue
+        elif key == "requeue":
+            target[-1] += "=true"
+        elif key in specs:
+            raise ConfigError(f"{name} has no value. It must be {expected(specs[key].type)}.")
     return for_slurm, for_run
+
+
+_OWN_WORDS = {
+    "fit": ("config", "trainer", "model", "data", "optimizer", "lr_scheduler", "seed_everything", "print_config"),
+    "grpo": ("train", "infer", "orch", "vllm_gpus", "trainer_gpus"),
+}
+"""What may be typed without a dot after the verbs that read no flat file."""
+
+
+def check_options(verb: str, options: list[str], overrides: list[str]) -> None:
+    """Refuse an option of another verb, and an override that is a misspelt option.
+
+    Args:
+        verb: that runs.
+        options: for SLURM, as `--slurm.nodes 2`.
+        overrides: all that is for the run.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if verb != "grpo" and any(word.partition("=")[0] == "--slurm.generator_nodes" for word in options):
+        raise ConfigError(_no_generators(verb))
+    known = _OWN_WORDS.get(verb) or [*keys_of(SCHEMAS[verb]), *ROWS.synonyms, *ROWS.aliases, *ROWS.later]
+    for word in overrides:
+        name = word.partition("=")[0]
+        key = name.removeprefix("--").replace("-", "_")
+        if not name.startswith("--") or "." in key or key in known:
+            continue
+        close = nearest(key, [*OPTIONS, *known])
+        if close in OPTIONS:
+            raise ConfigError(f"{name} is not an option. Did you mean --{close.replace('_', '-')}?")
+
+
+def _no_generators(verb: str) -> str:
+    return f"generator_nodes is for grpo, and {verb} trains on all nodes. Remove it; --nodes says how many there are."
 
 
 def _flat_submission(verb: str, options: list[str], arguments: list[str]) -> tuple[Submission, dict[str, str]]:
@@ -155,6 +203,8 @@ def _flat_submission(verb: str, options: list[str], arguments: list[str]) -> tup
     path, overrides = Path(arguments[0]), [word for word in arguments[1:] if word != "--print_config"]
     config: TrainConfig = read_config(verb, path, [*overrides, *options]).config
     check_no_secrets(config)
+    if config.slurm.generator_nodes != SlurmSpec().generator_nodes:
+        raise ConfigError(_no_generators(verb))
     slurm = settled_slurm(config)
     folder = submission_folder(config.output_dir)
     again = [] if config.resume_from_checkpoint is True else ["--resume_from_checkpoint", "true"]

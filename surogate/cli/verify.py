@@ -45,7 +45,9 @@ def main(argv: list[str]) -> int:
     devices = config.distributed.gpus_per_node or config.gpus
     config = replace(config, distributed=DistributedSpec(), gpus=devices)
     os.environ.update(to_environment(config))
-    with _folder_beside(Path(config.output_dir), keep=options.keep) as folder:
+    from surogate.verification.launching import stops_on_signals
+
+    with stops_on_signals(), _folder_beside(Path(config.output_dir), keep=options.keep) as folder:
         return {"resume": _resume, "loss": _loss}[options.what](config, folder, options.steps)
 
 

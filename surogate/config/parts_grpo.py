@@ -172,7 +172,7 @@ class EvalSpec(PlainNumbers):
     eval_base_model: bool = True
     """Evaluate before the first step too, as the reference."""
     temperature: NonNegativeFloat | None = None
-    """0 takes the most likely tokens. Default: 0 for one completion of each prompt, sampling.temperature for several."""
+    """0 takes the most likely tokens. Default: 0 for one completion of a prompt, sampling.temperature for several."""
     max_tokens: PositiveInt | None = None
     """Longest completion. Default: that of training."""
 

@@ -94,10 +94,31 @@ OPTIONS = (
 """Keys that `surogate submit` takes without `slurm.` in front. No flat key has one of these names."""
 
 
+_TIME_LIMIT = re.compile(
+    r"\d+(:[0-5]?\d)?"  # minutes, minutes:seconds
+    r"|\d+:[0-5]?\d:[0-5]?\d"  # hours:minutes:seconds
+    r"|\d+-\d+(:[0-5]?\d(:[0-5]?\d)?)?",  # days-hours, days-hours:minutes, days-hours:minutes:seconds
+    re.ASCII,
+)
+
+
+def _is_time_limit(text: str) -> bool:
+    """Whether SLURM takes a text for a time limit; one of 0 would be none at all, and is written UNLIMITED."""
+    if text.upper() in ("UNLIMITED", "INFINITE"):
+        return True
+    return bool(_TIME_LIMIT.fullmatch(text) and re.search("[1-9]", text))
+
+
 def slurm_contradictions(spec: SlurmSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield the keys under `slurm:` that sbatch or the script could not take, each with what to change."""
+    if spec.time is not None and not _is_time_limit(str(spec.time)):
+        yield (
+            ("slurm", "time"),
+            f"slurm.time: {spec.time} is not a time limit. Write minutes (90), hours:minutes:seconds (24:00:00), "
+            "days-hours:minutes:seconds (2-00:00:00), or UNLIMITED.",
+        )
     for option in spec.sbatch:
-        if not re.match(r"--?[a-zA-Z]", option) or "\n" in option:
+        if not re.match(r"--?[a-zA-Z]", option) or re.search(r"[\x00-\x1f\x7f-\x9f]", option):
             yield (
                 ("slurm", "sbatch"),
                 f"slurm.sbatch: {option!r} is not an option of sbatch. Write it as on a command line, for example "

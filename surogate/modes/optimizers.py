@@ -50,10 +50,26 @@ def build_optimizer(spec: OptimSpec, parameters: Sequence[nn.Parameter], shardin
     if kind is torch.optim.AdamW and sharding != "with weights" and parameters and all(p.is_cuda for p in parameters):
         numbers["fused"] = True  # this kernel takes a flag that skips a step without the host waiting (skipping.py)
     if sharding == "by rank":
-        from torch.distributed.optim import ZeroRedundancyOptimizer  # compiles optimizers that nobody here uses
-
-        return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **numbers)
+        return _shared_state_class()(groups, optimizer_class=kind, **numbers)
     return kind(groups, **numbers)
+
+
+@cache
+def _shared_state_class() -> type[Any]:
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # compiles optimizers that nobody here uses
+
+    class SharedStateOptimizer(ZeroRedundancyOptimizer):
+        """ZeroRedundancyOptimizer that loads what bitsandbytes saves."""
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            # It goes around the inner optimizer's own loading, which takes 8-bit state out of its wrapping.
+            wrapping = getattr(self.optim, "_FSDP_WRAPPED_QUANT_STATE_KEY", None)
+            unwrapped = {index: {**values, **values.get(wrapping, {})} for index, values in state_dict["state"].items()}
+            for values in unwrapped.values():
+                values.pop(wrapping, None)
+            super().load_state_dict({**state_dict, "state": unwrapped})
+
+    return SharedStateOptimizer
 
 
 def _optimizer_class(name: str, sharding: StateSharding) -> type[Any]:

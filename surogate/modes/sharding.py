@@ -10,6 +10,7 @@ distributed checkpoints has a pickled index, which reading would run.
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
+from surogate.disk_space import check_room
 from surogate.errors import CheckpointError
 from surogate.modes.optimizers import StateSharding
 
@@ -71,6 +74,7 @@ class ShardedStrategy(ModelParallelStrategy):
             sharded, plain = _split(optimizer["state"])
             tensors[f"optimizer_{index}"] = sharded
             checkpoint["optimizers"].append({"state": plain, "param_groups": optimizer["param_groups"]})
+        self._check_room(path, tensors)
         writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
         try:
             dcp.save(tensors, storage_writer=writer)
@@ -78,7 +82,27 @@ class ShardedStrategy(ModelParallelStrategy):
             causes = [cause for cause, _ in error.failures.values()]
             raise next((cause for cause in causes if isinstance(cause, OSError)), OSError(str(causes[0]))) from error
         if self.is_global_zero:
-            torch.save(checkpoint, path / VALUES_FILE)
+            try:
+                torch.save(checkpoint, path / VALUES_FILE)
+            except RuntimeError as error:  # torch's words for a full disk, on top of what the system said
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from error
+
+    def _check_room(self, path: Path, tensors: dict[str, Any]) -> None:
+        """Refuse, on every rank alike, a checkpoint whose shards the disk has no room for.
+
+        Raises:
+            OSError: the one that a full disk gives.
+        """
+        mine = sum(leaf.to_local().nbytes for leaf in tree_leaves(tensors) if isinstance(leaf, DTensor))
+        needed = int(self.reduce(torch.tensor(mine, device=self.root_device), reduce_op="sum"))
+        problem = None
+        if self.is_global_zero:
+            try:
+                check_room(path / VALUES_FILE, needed)
+            except OSError as error:
+                problem = error.errno, f"{error.strerror}, where {needed / 2**20:,.1f} MiB are needed"
+        if problem := self.broadcast(problem):
+            raise OSError(*problem)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -88,7 +112,7 @@ class ShardedStrategy(ModelParallelStrategy):
                 f"{path} was saved without sharding. Set zero_level back to 1 to continue this run, or start another "
                 "output_dir."
             )
-        values: dict[str, Any] = torch.load(path / VALUES_FILE, map_location="cpu", weights_only=True)
+        values = _read_values(path)
         reader = dcp.HuggingFaceStorageReader(str(path))
         saved = reader.read_metadata().state_dict_metadata.keys()
         assert self.model is not None
@@ -100,6 +124,8 @@ class ShardedStrategy(ModelParallelStrategy):
             initial: Any = get_optimizer_state_dict(self.model, optimizer)["state"]
             sharded, _ = _split(initial)
             dcp.load({f"optimizer_{index}": sharded}, storage_reader=reader)
+            if missing := sharded.keys() - plain["state"].keys():
+                raise CheckpointError(f"{path} has no optimizer state for {sorted(missing)[0]}: it is of another run.")
             state = {name: {**plain["state"][name], **tensors} for name, tensors in sharded.items()}
             whole: Any = {"state": state, "param_groups": plain["param_groups"]}
             set_optimizer_state_dict(self.model, optimizer, whole)
@@ -121,6 +147,23 @@ def state_sharding(strategy: Any, wanted: bool) -> StateSharding:
 def is_sharded(path: Path) -> bool:
     """Whether a checkpoint's trainer state was written by a ShardedStrategy."""
     return (path / VALUES_FILE).is_file()
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    """Read what is not sharded; anything but tensors and plain values is never loaded.
+
+    Raises:
+        CheckpointError: it cannot be read so.
+    """
+    try:
+        values: dict[str, Any] = torch.load(path / VALUES_FILE, map_location="cpu", weights_only=True)
+        complete = "optimizers" in values
+    except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path / VALUES_FILE} cannot be read as tensors and plain values: {reason}") from error
+    if not complete:
+        raise CheckpointError(f"{path / VALUES_FILE} is not complete: it has no optimizer state.")
+    return values
 
 
 def _split(state: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, DTensor]], dict[str, dict[str, Any]]]:

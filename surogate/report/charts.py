@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 
 from surogate.metrics.catalogue import describe
 from surogate.report.chart_list import OF_GRPO, OF_ROWS, Chart, charts
-from surogate.report.curves import Curve, finite, smoothed, thinned
+from surogate.report.curves import Curve, drawable, finite, smoothed, thinned
 from surogate.report.drawing import draw
 from surogate.report.runs import Run
 
@@ -91,5 +91,5 @@ def _curve(run: Run, name: str, label: str, color: int, *, is_second: bool) -> C
 
 def _errors(run: Run, name: str) -> list[float]:
     """Return half the 95 % interval of each point of a held-out reward; nothing where one is unknown."""
-    errors = [1.96 * value for value in run.values(f"{name.removesuffix('/reward')}/standard_error")]
+    errors = [drawable(1.96 * value) for value in run.values(f"{name.removesuffix('/reward')}/standard_error")]
     return errors if len(errors) == len(run.values(name)) else []

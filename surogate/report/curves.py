@@ -15,6 +15,10 @@ from typing import Literal
 Point = tuple[float, float]
 MAX_POINTS = 320
 """Of a curve in a picture."""
+LARGEST = 1e300
+"""Value of a picture: sums and spans of such values are finite, too."""
+SMALLEST = 1e-300
+"""Value of a picture that is not zero: a tenth of it can still be told from zero."""
 MIN_SMOOTHED = 24
 """Values from which on a mean over neighbours says more than the values."""
 
@@ -43,10 +47,15 @@ class Curve:
 
 
 def finite(series: Sequence[tuple[int, float | None]]) -> tuple[list[Point], list[float]]:
-    """Split a series into its points, and the steps at which it had no finite value."""
-    points = [(float(step), value) for step, value in series if value is not None and math.isfinite(value)]
+    """Split a series into its points, and the steps at which it had no finite value; extreme ones are drawn nearer."""
+    points = [(float(step), drawable(value)) for step, value in series if value is not None and math.isfinite(value)]
     gaps = [float(step) for step, value in series if value is None or not math.isfinite(value)]
     return points, gaps
+
+
+def drawable(value: float) -> float:
+    """Return the nearest value that a picture can hold."""
+    return 0.0 if abs(value) < SMALLEST else min(max(value, -LARGEST), LARGEST)
 
 
 def thinned(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:

@@ -118,9 +118,9 @@ def environment(runs: Sequence[Run]) -> str:
 
 def _environment(found: Mapping[str, Any]) -> dict[str, str]:
     git = found.get("git")
-    gpus = found.get("gpus")
+    gpus, command = found.get("gpus"), found.get("command")
     described = {
-        "command": " ".join(map(str, found.get("command") or [])),
+        "command": " ".join(map(str, command)) if isinstance(command, list) else str(command or ""),
         "surogate": str(found.get("surogate") or ""),
         "commit": f"{git.get('commit')}{' with changes' if git.get('dirty') else ''}" if isinstance(git, dict) else "",
         "ranks": f"{found.get('world_size')}, {found.get('strategy')}" if "world_size" in found else "",
@@ -139,7 +139,10 @@ def _environment(found: Mapping[str, Any]) -> dict[str, str]:
 
 def _number(value: object, form: str) -> str:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return form.format(value) if is_number else ""
+    try:
+        return form.format(value) if is_number else ""
+    except OverflowError:  # a whole number that is larger than any float
+        return str(value)
 
 
 def _shown(value: object) -> str:

@@ -6,7 +6,7 @@ half written, and what can be read is shown.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from surogate.errors import DataError
-from surogate.metrics.records import Record, read_records
+from surogate.metrics.records import Record, parse_object, read_records
 from surogate.run_folder import RunFolder, read_json
 
 _FLAT_FILES = ("surogate.yaml", "train.yaml", "infer.yaml", "orch.yaml")
@@ -98,7 +98,8 @@ def _read(path: Path, name: str) -> Run:
     settings = _flat_settings(texts)
     if not texts and (nested := _text(path / _NESTED_FILE)):
         texts, settings = {_NESTED_FILE: nested}, leaves(_yaml(nested))
-    records = [record for record in read_records(folder.metrics_jsonl) if isinstance(record.get("step"), int)]
+    records = read_records(folder.metrics_jsonl)
+    finished_step = read_json(folder.finished_json).get("step")
     goal = _trainer(_yaml(_text(path / _NESTED_FILE))).get("max_steps")
     return Run(
         name=name,
@@ -108,7 +109,7 @@ def _read(path: Path, name: str) -> Run:
         settings_text=texts,
         environment=read_json(folder.environment_json),
         goal=goal if isinstance(goal, int) and goal > 0 else None,
-        finished_step=read_json(folder.finished_json).get("step"),
+        finished_step=finished_step if type(finished_step) is int else None,
         checkpoint_step=next(iter(folder.checkpoints.steps()), None),
         health={file.name: read_json(file) for file in sorted((path / "health").glob("*.json"))},
     )
@@ -156,7 +157,7 @@ def _trainer(nested: Any) -> dict[str, Any]:
 def _yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that there is not
         return None
 
 
@@ -173,14 +174,11 @@ def read_json_lines(path: Path, limit: int) -> list[dict[str, Any]]:
     for line in _text(path).split("\n"):
         if len(rows) == limit:
             break
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
+        if (row := parse_object(line)) is not None:
             rows.append(row)
     return rows
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None

@@ -143,7 +143,7 @@ def _training_seconds(run: Run) -> float:
 
 def duration(seconds: float) -> str:
     """Write seconds as `12 s`, `4 min 05 s` or `3 h 07 min`; nothing where there are none."""
-    if seconds <= 0:
+    if seconds <= 0 or not math.isfinite(seconds):
         return ""
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "surogate"
 
-SPECS = {"errors", "foreign", "locations", "config", "chips"}
-"""What every part may read: errors, how foreign code is run, where things lie, the specs, and what chips can do."""
+SPECS = {"errors", "foreign", "locations", "config", "chips", "disk_space", "stop_signals"}
+"""What every part may read: errors, how foreign code is run, where things lie, the specs, what chips can do, what fits
+on a disk, and who was told to stop."""
 
 ALLOWED = {
     "": set(),
@@ -20,6 +21,8 @@ ALLOWED = {
     "batches": set(),
     "locations": {"errors"},
     "chips": set(),
+    "disk_space": set(),
+    "stop_signals": {"errors", "run_lock"},
     "run_lock": {"errors"},
     "run_folder": {"errors", "run_lock"},
     "foreign": set(),

@@ -51,6 +51,20 @@ def test_a_store_that_does_not_exist_is_empty(store: CheckpointStore) -> None:
         (lambda file: file.write_bytes(b"WEIGHTS"), "does not have the content"),
         (lambda file: file.unlink(), "trainer.ckpt is missing"),
         (lambda file: (file.parent / "manifest.json").write_text("{"), "manifest.json is missing or unreadable"),
+        *(
+            (lambda file, text=text: (file.parent / "manifest.json").write_text(text), "missing or unreadable")
+            for text in (
+                "[]",
+                '{"step": 2}',
+                '{"step": 2, "files": ["x"]}',
+                '{"step": 2, "files": {"trainer.ckpt": "x"}}',
+                '{"step": 2, "files": {"trainer.ckpt": {"sha256": "x"}}}',
+                '{"step": 2, "files": {"trainer.ckpt": {"bytes": "7", "sha256": "x"}}}',
+                '{"step": 2, "files": {"trainer.ckpt": {"bytes": 7}}}',
+                '{"step": "2", "files": {}}',
+                '{"step": 2, "files": {}, "identity": "x"}',
+            )
+        ),
     ],
 )
 def test_damage_of_any_kind_is_seen_and_the_checkpoint_before_is_taken(
@@ -108,6 +122,9 @@ def test_a_run_is_finished_at_any_goal_it_has_reached(tmp_path: Path) -> None:
     assert not run.is_finished(max_epochs=3)
     assert not run.is_finished(max_steps=11, max_epochs=-1)
     assert run.is_finished(max_steps=11, max_epochs=2), "either limit ends a run"
+    for damaged in ('{"step": "q"}', '{"step": 10}', '{"step": 10, "epochs": null}'):
+        run.finished_json.write_text(damaged)
+        assert not run.is_finished() and not run.is_finished(max_steps=4)
 
 
 def test_another_run_in_the_same_folder_is_named_by_every_value_that_differs(tmp_path: Path) -> None:

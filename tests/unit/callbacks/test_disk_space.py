@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from surogate.callbacks.checkpoints import TensorFileIO
-from surogate.callbacks.disk_space import SLACK_BYTES, check_room
+from surogate.disk_space import SLACK_BYTES, check_room
 
 
 def leave(monkeypatch: pytest.MonkeyPatch, free: int) -> None:

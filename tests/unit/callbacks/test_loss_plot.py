@@ -80,3 +80,9 @@ def test_a_missing_matplotlib_is_said_and_does_not_end_the_run(
     monkeypatch.setattr(loss_plot, "RequirementCache", lambda name: False)
     LossPlot(str(tmp_path)).on_fit_end(SimpleNamespace(is_global_zero=True), None)  # type: ignore[arg-type]
     assert "matplotlib is not installed" in caplog.text
+
+
+def test_what_is_no_finite_number_is_not_drawn() -> None:
+    values = ("x", None, math.inf, 2.0, [1])
+    records = [{"step": step, "train/loss": value} for step, value in enumerate(values)]
+    assert loss_plot._series(records, "train/loss") == [(3, 2.0)]

@@ -150,3 +150,9 @@ def test_only_a_validation_within_training_on_the_first_rank_is_recorded(
     writer = started(tmp_path)
     writer.on_validation_end(trainer(1, **changes), None)  # type: ignore[arg-type]
     assert read_records(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_damaged_line_is_dropped_by_the_next_start(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": "x"}\n{"loss": 2}\n')
+    started(tmp_path, step=5)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'

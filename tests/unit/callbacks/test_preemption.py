@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from surogate.callbacks import FinalValidation, Preemption, StepCheckpoints, preemption
 from surogate.errors import Stopped
 from surogate.run_folder import RunFolder
+from surogate.stop_signals import SIGNALS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # lightning 2.6.6 under torch 2.13
@@ -169,11 +170,11 @@ def test_a_second_interruption_stops_at_once(tmp_path: Path):
 
 
 def test_handlers_are_put_back(tmp_path: Path):
-    before = [signal.getsignal(number) for number in preemption.SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(Stopped):
         fit(tmp_path, Model({("training_step", 1): signal.SIGTERM}))
     fit(tmp_path, Model())
-    assert [signal.getsignal(number) for number in preemption.SIGNALS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 @pytest.mark.parametrize(
@@ -195,12 +196,20 @@ def test_a_job_that_is_restarted_again_and_again_without_a_step_is_not_requeued(
     tmp_path: Path, scontrol: Path, monkeypatch, caplog
 ):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    with pytest.raises(Stopped), Preemption().listening():
+    with pytest.raises(Stopped) as stopped, Preemption().listening():
         signal.raise_signal(signal.SIGUSR1)
+    assert stopped.value.signum == signal.SIGTERM  # for SIGUSR1 the batch script would requeue it
     assert not scontrol.exists() and "Submit it with a longer time limit" in caplog.text
     with pytest.raises(Stopped):
         fit(tmp_path / "run", Model({("training_step", 1): signal.SIGUSR1}))
     assert scontrol.read_text() == "requeue 77\n"
+
+
+def test_a_job_that_asked_not_to_be_requeued_is_not(tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SUROGATE_REQUEUE", "0")
+    with pytest.raises(Stopped) as stopped:
+        fit(tmp_path / "run", Model({("training_step", 1): signal.SIGUSR1}))
+    assert stopped.value.signum == signal.SIGTERM and not scontrol.exists()
 
 
 def test_other_processes_of_a_job_do_not_requeue_it(tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch):
@@ -218,6 +227,9 @@ def test_the_approaching_end_of_a_job_is_a_reason_to_stop(tmp_path: Path, scontr
     with pytest.raises(Stopped):
         fit(tmp_path / "late", Model())
     assert steps(tmp_path / "late") == [1] and scontrol.read_text() == "requeue 77\n"
+    for seconds in ("0", "60"):
+        monkeypatch.setenv("SUROGATE_SIGNAL_SECONDS", seconds)
+        fit(tmp_path / seconds, Model())
 
 
 def test_a_job_that_cannot_be_requeued_says_so(tmp_path: Path, monkeypatch, caplog):

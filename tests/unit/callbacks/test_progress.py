@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -125,3 +126,13 @@ def test_a_long_validation_says_how_far_it_is(
     for batch_idx, loader in ((2, 0), (6, 1), (7, 1)):
         line.on_validation_batch_end(state, None, None, None, batch_idx, loader)  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == ["validating: 10 of 2,003 batches"]
+
+
+def test_a_window_without_a_step_that_counted_says_skipped(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = {"loss": math.nan, "accuracy": math.nan, "grad_norm": math.nan}
+    progress = ProgressLine()
+    progress.on_train_start(trainer(), None)  # type: ignore[arg-type]
+    progress.on_window(trainer(), summary(**nothing, skipped_steps=1))
+    assert capsys.readouterr().err == "step 10/50  skipped  lr 1.9e-04  1,234 tok/s  eta 1m02s\n"
+    progress.on_window(trainer(), summary(num_steps=2, skipped_steps=1))
+    assert "loss 2.345" in capsys.readouterr().err

@@ -130,3 +130,9 @@ def test_a_sharded_model_is_refused_before_it_trains(tmp_path: Path):
     callback = SampleAnswers(str(tmp_path))
     with pytest.raises(HardwareError, match="sample_prompts: 0"):
         callback.setup(trainer([], strategy=ModelParallelStrategy()), None, "fit")  # type: ignore[arg-type]
+
+
+def test_a_damaged_line_is_dropped_by_the_next_start(tmp_path: Path):
+    (tmp_path / "samples.jsonl").write_text('{"step": "x"}\n{"step": 3}\n{"answer": "4"}\n')
+    SampleAnswers(str(tmp_path)).on_train_start(trainer(ROWS, 3), Module())  # type: ignore[arg-type]
+    assert written(tmp_path) == [{"step": 3}]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from surogate import __version__
 from surogate.cli import main as command
-from surogate.errors import CheckpointError, ConfigError, DataError, HardwareError, ModelError
+from surogate.errors import CheckpointError, ConfigError, DataError, HardwareError, ModelError, Stopped
 
 
 @pytest.fixture
@@ -111,3 +112,17 @@ def test_python_dash_m_is_the_same_command():
     result = subprocess.run([sys.executable, "-m", "surogate", "nope"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr == "error: 'nope' is not a verb. `surogate --help` lists all verbs.\n"
+
+
+@pytest.mark.parametrize(("agreed", "rank", "code"), [(True, "1", 0), (False, "1", 143), (True, "0", 143)])
+def test_a_rank_that_lightning_started_ends_with_0_once_all_have_agreed_to_stop(
+    verb_that, agreed, rank, code, monkeypatch, capsys
+):
+    def stop(argv):
+        monkeypatch.setattr(command.STOP_SIGNALS, "is_agreed", agreed)
+        raise Stopped(signal.SIGTERM)
+
+    verb_that(stop)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert command.main(["sft"]) == code
+    assert capsys.readouterr().err == ("stopped by SIGTERM\n" if rank == "0" else "")

@@ -60,6 +60,13 @@ def script(capsys, *argv: str) -> str:
     return re.sub(r"/slurm/\d{8}-\d{6}", "/slurm/NOW", text)
 
 
+def bash(text: str) -> str:
+    """What lines of shell print; none of them may write to stderr but for saying that a job ends here."""
+    done = subprocess.run(["bash", "-u"], input=text, text=True, capture_output=True, check=True)
+    assert not done.stderr or "Submit it again" in done.stderr
+    return done.stdout
+
+
 def options(text: str) -> dict[str, str]:
     """The lines of #SBATCH by name."""
     lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
@@ -86,10 +93,68 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(here, capsys):
 def test_the_rendezvous_is_found_in_the_job_and_no_port_is_written_down(here, capsys):
     text = script(capsys, "cfg.yaml", "--nodes", "2")
     assert 'scontrol show hostnames "$SLURM_JOB_NODELIST"' in text
-    assert "MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))" in text
+    assert "export MASTER_PORT=$((" in text
     own = script(capsys, "cfg.yaml", "--slurm.env", "{MASTER_ADDR: 10.0.0.1, MASTER_PORT: 4000}")
     assert "export MASTER_ADDR=10.0.0.1\n" in own and "export MASTER_PORT=4000\n" in own
     assert "SLURM_JOB_ID %" not in own and "show hostnames" not in own
+
+
+def test_neighbouring_jobs_share_no_port(here, capsys):
+    (line,) = [line for line in script(capsys, "cfg.yaml").splitlines() if line.startswith("export MASTER_PORT=")]
+    loop = f'for SLURM_JOB_ID in {{1..12000}}; do {line}\necho "$MASTER_PORT $((MASTER_PORT + 1))"; done'
+    ports = [int(port) for port in bash(loop).split()]
+    assert len(set(ports[:22000])) == 22000, "a second job within 11000 takes a port of the first, or the one above it"
+    assert min(ports) > 1024 and max(ports) < 32768, "above are the ports that Linux gives to outgoing connections"
+
+
+@pytest.mark.parametrize(
+    ("resolved", "nodes", "address"),
+    [
+        ("10.0.0.7 n1", "2", "n1"),
+        ("", "2", "10.1.1.1"),
+        ("127.0.1.1 n1", "2", "10.1.1.1"),
+        ("::1             n1", "2", "10.1.1.1"),
+        ("127.0.1.1 n1", "1", "n1"),
+    ],
+)
+def test_a_node_is_called_as_the_other_nodes_reach_it(here, capsys, resolved, nodes, address):
+    text = script(capsys, "cfg.yaml")
+    function = text[text.index("address_of() {") : text.index("\n}\n") + 3]
+    fakes = (
+        f"getent() {{ echo '{resolved}'; }}\n"
+        "scontrol() { echo 'NodeName=n1 Arch=x NodeAddr=10.1.1.1 NodeHostName=n1 Version=1'; }\n"
+    )
+    assert bash(f"{fakes}{function}SLURM_JOB_NUM_NODES={nodes}\naddress_of n1") == f"{address}\n"
+    silent = f"{fakes}scontrol() {{ :; }}\n{function}SLURM_JOB_NUM_NODES={nodes}\naddress_of n1"
+    assert bash(silent) == "n1\n"
+
+
+def test_the_run_hears_how_much_time_it_has_and_whether_it_is_requeued(here, capsys):
+    text = script(capsys, "cfg.yaml")
+    assert "export SUROGATE_SIGNAL_SECONDS=120\nexport SUROGATE_REQUEUE=1\n" in text
+    own = script(capsys, *GRPO, "--nodes", "2", "--signal-seconds", "300", "--requeue", "false")
+    assert "export SUROGATE_SIGNAL_SECONDS=300\nexport SUROGATE_REQUEUE=0\n" in own
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "state", "requeues"),
+    [
+        (138, None, "RUNNING", True),
+        (138, 19, "RUNNING", True),
+        (138, 20, "RUNNING", False),
+        (138, 0, "PENDING", False),
+        (143, 0, "RUNNING", False),
+        (1, 0, "RUNNING", False),
+    ],
+)
+def test_the_script_requeues_a_run_that_wants_it_and_not_for_ever(here, capsys, code, restarts, state, requeues):
+    text = script(capsys, "cfg.yaml")
+    end = text[text.index("\ncode=$?\n") + len("\ncode=$?\n") :].replace("exit $code", "echo ended with $code")
+    count = "" if restarts is None else f"SLURM_RESTART_COUNT={restarts}\n"
+    fakes = f"squeue() {{ echo {state}; }}\nscontrol() {{ echo scontrol $*; }}\n"
+    printed = bash(f"{fakes}SLURM_JOB_ID=7\n{count}code={code}\n{end}")
+    assert printed.endswith(f"ended with {code}\n")
+    assert ("scontrol requeue 7" in printed) == requeues
 
 
 def test_keys_of_the_file_hold_and_the_command_line_wins(here, capsys):
@@ -104,7 +169,7 @@ def test_keys_of_the_file_hold_and_the_command_line_wins(here, capsys):
 
 OTHER_VALUES: dict[str, Any] = {
     "nodes": 7, "gpus_per_node": 7, "tasks_per_node": 7, "cpus_per_task": 7, "mem": "7G", "partition": "p",
-    "time": "7:00:00", "account": "a", "qos": "q", "constraint": "c", "job_name": "n", "container": "i.sif",
+    "time": "7-00:00:00", "account": "a", "qos": "q", "constraint": "c", "job_name": "n", "container": "i.sif",
     "container_mounts": ["/data"], "signal_seconds": 7, "requeue": False, "setup": ["module load cuda"],
     "env": {"A": "b c"}, "sbatch": ["--exclusive"], "template": "own.jinja", "generator_nodes": 2,
 }  # fmt: skip
@@ -190,6 +255,82 @@ def test_a_refusal_of_sbatch_is_passed_on(here, sbatch):
 def test_a_token_is_never_written_into_the_files_of_a_job(here):
     with pytest.raises(ConfigError, match="export HF_TOKEN"):
         submit.main(["cfg.yaml", "--hub_token", "hf_secret", "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "written"),
+    [
+        ('my "job" $HOME', r'"my \"job\" $HOME"'),
+        ("it's", '"it\'s"'),
+        ("a #b", '"a #b"'),
+        (r"a\b", r'"a\\b"'),
+        ("`id`", '"`id`"'),
+        ("plain-1.2", "plain-1.2"),
+    ],
+)
+def test_a_name_reaches_slurm_as_it_was_typed(here, capsys, typed, written):
+    assert options(script(capsys, "cfg.yaml", "--job-name", typed))["job-name"] == written
+    assert options(script(capsys, "cfg.yaml", "--run_name", typed))["job-name"] == written
+
+
+def test_a_line_end_never_begins_a_line_of_the_script(here):
+    injected = "a\ntouch injected"
+    for argument in ("--run_name", "--job-name", "--partition", "--output_dir"):
+        with pytest.raises(ConfigError, match="control character"):
+            submit.main(["cfg.yaml", argument, injected, "--dry-run"])
+    (here / "own.jinja").write_text("{{ job.name }}")
+    with pytest.raises(ConfigError, match=r"job_name or run_name: .*control character"):
+        submit.main(["cfg.yaml", "--job-name", injected, "--slurm.template", "own.jinja", "--dry-run"])
+
+
+def test_odd_folders_are_the_same_for_slurm_and_for_the_shell(here, sbatch, capsys, monkeypatch):
+    odd = here / 'it\'s 100%j "x" $HOME'
+    odd.mkdir()
+    for name in ("cfg.yaml", "rows.jsonl"):
+        (odd / name).write_text((here / name).read_text())
+    monkeypatch.chdir(odd)
+    assert submit.main(["cfg.yaml"]) == 0
+    (folder,) = (odd / "output/slurm").iterdir()
+    text = (folder / "job.sh").read_text()
+    assert options(text)["chdir"] == f'{here}/it\'s 100%j \\"x\\" $HOME'.join('""')
+    assert options(text)["output"].startswith(f"\"{here}/it's 100%%j ") and options(text)["output"].endswith('/%j.log"')
+    printed = capsys.readouterr().out
+    (follow,) = [line for line in printed.splitlines() if "tail -F" in line]
+    assert shlex.split(follow)[-1] == f"{folder}/41.log"
+    assert bash(text.splitlines()[1].split("by hand: ")[1].replace("sbatch", "printf %s", 1)) == f"{folder}/job.sh"
+
+
+def test_a_backslash_in_the_folder_of_the_log_is_refused(here):
+    with pytest.raises(ConfigError, match=r"output_dir: .* has a backslash"):
+        submit.main(["cfg.yaml", "--output_dir", r"a\b", "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["cfg.yaml", "--node", "3"], "--node is not an option. Did you mean --nodes?"),
+        (["cfg.yaml", "--partitio=gpu"], "--partitio is not an option. Did you mean --partition?"),
+        (["fit", "--config", "nested.yaml", "--gpu-per-node", "3"], "Did you mean --gpus-per-node?"),
+        ([*GRPO, "--generator_node", "2"], "Did you mean --generator-nodes?"),
+        (["cfg.yaml", "--nodes"], "--nodes has no value. It must be a whole number above 0."),
+        (["cfg.yaml", "--nodes", "--time", "60"], "--nodes has no value. It must be a whole number above 0."),
+        (["cfg.yaml", "--partition"], "--partition has no value. It must be text that is not empty."),
+        (["cfg.yaml", "--generator-nodes", "2"], "generator_nodes is for grpo, and sft trains on all nodes."),
+        (["cfg.yaml", "--slurm", "{generator_nodes: 2}"], "generator_nodes is for grpo, and sft trains on all nodes."),
+        (["fit", "--config", "nested.yaml", "--generator-nodes=2"], "generator_nodes is for grpo, and fit"),
+        (["cfg.yaml", "--time", "24h"], "slurm.time: 24h is not a time limit"),
+    ],
+)
+def test_a_slip_in_an_option_is_told_as_what_it_is(here, argv, sentence):
+    with pytest.raises(ConfigError) as error:
+        submit.main([*argv, "--dry-run"])
+    assert sentence in str(error.value)
+
+
+def test_keys_of_a_run_are_not_taken_for_misspelt_options(here, capsys):
+    flags = ["--gpus", "2", "--eval_seed", "3", "--run_name", "a", "--print_config"]
+    assert "--eval_seed 3" in script(capsys, "cfg.yaml", *flags)
+    assert options(script(capsys, "cfg.yaml", "--requeue"))["requeue"] == ""
 
 
 def test_a_job_that_starts_again_resumes_whatever_the_first_start_was_told(here, capsys):

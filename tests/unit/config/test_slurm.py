@@ -28,6 +28,23 @@ def test_a_time_limit_is_what_was_typed_with_and_without_quotes(path, time):
     assert read(path, "slurm: {time: 60}").slurm.time == 60
 
 
+@pytest.mark.parametrize(
+    "time", ["60", "90:00", "1:30:00", "2-1", "2-12", "2-12:30", "2-12:30:00", "UNLIMITED", "infinite", "100:00:00"]
+)
+def test_a_time_limit_may_have_every_form_that_slurm_knows(path, time):
+    assert str(read(path, f"slurm: {{time: '{time}'}}").slurm.time) == time
+
+
+@pytest.mark.parametrize(
+    "time", ["abc", "24h", "99:99:99", "-5", "0", "00:00:00", "1:2:3:4", "2-", "2-1:60", "1:60", "1.5", "٣"]
+)
+def test_what_slurm_takes_for_no_time_limit_is_refused(path, time):
+    with pytest.raises(ConfigError, match=r"slurm\.time: .* is not a time limit\. Write minutes \(90\)"):
+        read(path, f"slurm: {{time: '{time}'}}")
+    with pytest.raises(ConfigError, match=r"slurm\.time"):
+        read(path, f"slurm: {{time: {time}}}")
+
+
 def test_one_line_of_setup_is_a_list_of_one(path):
     assert read(path, "slurm: {setup: module load cuda}").slurm.setup == ["module load cuda"]
 
@@ -36,6 +53,7 @@ def test_one_line_of_setup_is_a_list_of_one(path):
     ("text", "sentence"),
     [
         ("slurm: {sbatch: [exclusive]}", "'exclusive' is not an option of sbatch"),
+        (r'slurm: {sbatch: ["--comment=a\r"]}', "is not an option of sbatch"),
         ("slurm: {env: {A-B: c}}", "A-B: c is not an environment variable"),
         ("slurm: {env: {A: true}}", "slurm.env"),
         ("slurm: {template: none.jinja}", "none.jinja does not exist"),

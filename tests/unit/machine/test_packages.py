@@ -90,3 +90,15 @@ def test_the_build_of_torch_is_read_without_importing_it() -> None:
     import torch
 
     assert packages.torch_cuda() == torch.version.cuda
+
+
+def test_what_the_dashboard_needs_is_listed_whatever_an_old_installation_declares(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = found()["wandb-workspaces"]
+    assert (missing.state, missing.needed_for, missing.is_problem) == ("missing", "wandb", False)
+    declared = [*DECLARED, "wandb-workspaces<0.5,>=0.4.13; extra == 'wandb'"]
+    monkeypatch.setitem(MADE_FOR, "surogate", declared)
+    packages = survey_packages(versions(**{"wandb-workspaces": "0.4.13"}))
+    (package,) = [package for package in packages if package.name == "wandb-workspaces"]
+    assert package.wanted == "<0.5,>=0.4.13" and package.state == "ok"

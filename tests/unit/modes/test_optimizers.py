@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from surogate.config.parts import OptimSpec
@@ -38,6 +43,40 @@ def trained(spec: OptimSpec, steps: int = 5) -> torch.Tensor:
         (module.norm(module.matrix(inputs)) - targets).square().mean().backward()
         optimizer.step()
     return module.matrix.weight.detach()
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_state_that_ranks_share_out_goes_on_from_a_checkpoint_and_as_if_it_were_not_shared(name) -> None:
+    spec = OptimSpec(name=name, learning_rate=1e-2)
+
+    def run(sharding: optimizers.StateSharding, reload: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        module = Small()
+        optimizer: Any = optimizers.build_optimizer(spec, list(module.parameters()), sharding)
+        for step in range(4):
+            if reload and step == 2:
+                optimizer.consolidate_state_dict()
+                saved = io.BytesIO()
+                torch.save(optimizer.state_dict(), saved)
+                saved.seek(0)
+                optimizer = optimizers.build_optimizer(spec, list(module.parameters()), sharding)
+                optimizer.load_state_dict(torch.load(saved, weights_only=True))
+            optimizer.zero_grad()
+            module.norm(module.matrix(torch.randn(32, 96))).square().mean().backward()
+            optimizer.step()
+        return module.matrix.weight.detach()
+
+    assert torch.equal(run("by rank", reload=True), run("none", reload=False))
 
 
 def test_eight_bit_adamw_keeps_eight_bits_of_state_and_follows_adamw() -> None:

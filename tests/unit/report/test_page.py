@@ -192,6 +192,41 @@ def test_files_that_cannot_be_read_do_not_matter(tmp_path: Path):
     assert "not finished: 2 steps" in words(shown(folder))
 
 
+EXTREMES: list[list[Any]] = [
+    [1e308, -1e308, 0.5],
+    [5e-324, 0.0],
+    [1e-310, 2e-310],
+    [5e-324, 1.7e308],
+    [10**400, -(10**400), 1.0],
+    [float("inf"), float("nan"), 2.0],
+    ["x", [1], {"a": 1}, None, True],
+]
+
+
+@pytest.mark.parametrize("count", [1, 30])
+@pytest.mark.parametrize("values", EXTREMES, ids=lambda values: str(values)[:30])
+def test_extreme_and_mistyped_values_have_a_page(tmp_path: Path, values: list[Any], count: int):
+    names = ("train/loss", "val/loss", "speed/step_seconds", "speed/tokens_per_second", "memory/peak_gib", "a/b")
+    names += ("rl/reward/mean", "rl/eval/sums/reward", "rl/eval/sums/standard_error", "rl/completion/mean_len")
+    records: list[dict[str, Any]] = [{"step": 0, "a/b": 0.25}]
+    for value in values * count:
+        records.append({"step": len(records), **dict.fromkeys(names, value)})
+    rows = {"rows": 10**400, "supervised_share": 10**400}
+    folder = write_run(
+        tmp_path / "run",
+        [*records, {"step": 10**400}, {"step": 10**17, "a/b": 1.0}],
+        finished__json={"step": "q"},
+        environment__json={"command": 5, "data": {"train": [rows]}, "packages": [1], "git": 3, "gpus": 3},
+        config__yaml="trainer: {max_steps: 2024-99-99}",
+    )
+    (folder / "rollouts").mkdir()
+    (folder / "rollouts/step_1.jsonl").write_text("\n".join(json.dumps({"reward": value}) for value in values))
+    reader = shown(folder)
+    assert f"not finished: {len(records) - 1:,} steps" in words(reader)
+    for attributes, script in reader.scripts:
+        assert attributes == {} or ("Infinity" not in script and json.loads(script))
+
+
 def test_thousands_of_steps_make_a_page_of_a_size_that_can_be_sent(tmp_path: Path):
     records = steps(20_000)
     records[7_777]["train/loss"] = 1234.0
