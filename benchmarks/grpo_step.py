@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
+import yaml
+
 CONFIGS = Path("configs/grpo/arithmetic")
 PARTS = ("generate", "score", "train", "sync")
 
@@ -32,18 +34,27 @@ def main() -> int:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for level in options.levels:
         folder = options.output_dir / f"level-{level}"
-        files = [part for name in ("train", "infer", "orch") for part in (f"--{name}", str(CONFIGS / f"{name}.yaml"))]
+        paths = {"train": CONFIGS / "train.yaml", "infer": CONFIGS / "infer.yaml", "orch": without_evaluation(options)}
+        files = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
         overrides = {
             "train.output_dir": folder,
             "train.resume_from_checkpoint": "false",
             "train.max_async_level": level,
             "orch.max_steps": options.steps,
-            "orch.eval.env": "[]",
         }
         changes = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
         subprocess.run([sys.executable, "-m", "surogate", "grpo", *files, *changes], check=True)
         print(_row(level, folder / "metrics.jsonl"), flush=True)
     return 0
+
+
+def without_evaluation(options: argparse.Namespace) -> Path:
+    """Write orch.yaml without its evaluation, and return where."""
+    values = yaml.safe_load((CONFIGS / "orch.yaml").read_text(encoding="utf-8"))
+    path: Path = options.output_dir / "orch.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if key != "eval"}), encoding="utf-8")
+    return path
 
 
 def _row(level: int, metrics: Path) -> str:

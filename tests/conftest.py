@@ -8,6 +8,8 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,6 +27,16 @@ atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 UNLISTED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_a_module_started_ends_with_it() -> Iterator[None]:
+    """W&B's process, which other tests would take for one of theirs; and no module leaves Ctrl-C deaf."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    if wandb := sys.modules.get("wandb"):
+        wandb.teardown()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def pytest_configure(config: pytest.Config) -> None:

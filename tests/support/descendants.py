@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,3 +83,12 @@ class Family:
     def _left(self) -> list[str]:
         processes = [f"{pid}: {command_line(pid)}" for pid in self.pids if is_alive(pid)]
         return processes + sorted(segment for segment in self.segments if Path(segment).exists())
+
+
+def children() -> list[str]:
+    """Processes that this one has started and not waited for; a thread may end while they are looked for."""
+    found: list[str] = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += (task / "children").read_text().split()
+    return found

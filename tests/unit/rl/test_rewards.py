@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.descendants import children
 
 from surogate.errors import DataError, HardwareError
 from surogate.rl import rewards, sandbox
@@ -39,10 +40,6 @@ def reward(tmp_path: Path):
         return result
 
     return score
-
-
-def children() -> list[str]:
-    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
 
 
 def test_a_reward_gets_completions_and_columns(reward: Score):

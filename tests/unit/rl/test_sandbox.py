@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.descendants import children
 
 from surogate.errors import HardwareError
 from surogate.rl import sandbox
@@ -38,10 +39,6 @@ def judge(solution: str, *tests: str, wall_seconds: float = 20.0, **bounds: int)
     verdict = asyncio.run(Sandbox(Bounds(**bounds), wall_seconds=wall_seconds).run_tests(solution, tests))
     assert not children(), "a process was left behind"
     return verdict
-
-
-def children() -> list[str]:
-    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
 
 
 def attempt(statement: str) -> str:
