@@ -15,6 +15,7 @@ from typing import Any
 
 from surogate.config.checks_machine import machine_contradictions
 from surogate.config.checks_reporting import reporting_contradictions, validation_contradictions
+from surogate.config.contradiction import Contradiction
 from surogate.config.flat import AdapterKeys, QuantKeys, TrainConfig, TrainerConfig
 from surogate.config.keys import keys_of
 from surogate.config.not_yet import DATASET_FIELDS
@@ -22,9 +23,6 @@ from surogate.config.parts import DatasetSpec
 from surogate.config.recipe import load_recipe
 from surogate.errors import ConfigError
 from surogate.locations import is_url, resolve, without_credentials
-
-Contradiction = tuple[tuple[str | int, ...], str]
-"""The keys involved, or the path of a list's entry; and the sentence."""
 
 
 def contradictions(config: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from surogate.config.checks import Contradiction, trainer_contradictions
+from surogate.config.checks import trainer_contradictions
+from surogate.config.contradiction import Contradiction
 from surogate.config.environments import why_unknown
 from surogate.config.flat_grpo import GrpoConfig, OrchConfig
 from surogate.config.keys import keys_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from surogate.config.checks import Contradiction
+from surogate.config.contradiction import Contradiction
 from surogate.config.flat_grpo import InferConfig
 from surogate.config.keys import keys_of, nearest
 from surogate.config.settle import VLLM_RANKS

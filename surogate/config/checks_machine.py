@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from surogate.config.contradiction import Contradiction
 from surogate.config.flat import TrainerConfig
 from surogate.config.slurm import slurm_contradictions
-
-Contradiction = tuple[tuple[str | int, ...], str]
-"""As in checks.py: the keys involved, and the sentence."""
 
 
 def machine_contradictions(config: TrainerConfig, given: dict[str, Any]) -> Iterator[Contradiction]:

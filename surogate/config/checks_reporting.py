@@ -6,9 +6,8 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
+from surogate.config.contradiction import Contradiction
 from surogate.config.flat import TrainConfig, TrainerConfig
-
-Contradiction = tuple[tuple[str | int, ...], str]
 
 
 def validation_contradictions(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradiction]:

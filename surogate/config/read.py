@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from surogate.config.checks import Contradiction, contradictions
+from surogate.config.checks import contradictions
 from surogate.config.checks_grpo import orch_alone, orch_contradictions, train_alone
 from surogate.config.checks_infer import infer_alone
+from surogate.config.contradiction import Contradiction
 from surogate.config.flat import SCHEMAS
 from surogate.config.flat_grpo import SCHEMAS_GRPO
 from surogate.config.not_yet import ROWS, Contract

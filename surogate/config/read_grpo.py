@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surogate.config.checks import Contradiction
 from surogate.config.checks_grpo import orch_contradictions, train_contradictions
 from surogate.config.checks_infer import infer_contradictions
+from surogate.config.contradiction import Contradiction
 from surogate.config.cross_check import Files, disagreements
 from surogate.config.flat_grpo import SCHEMAS_GRPO, GrpoConfig, InferConfig, OrchConfig
 from surogate.config.keys import keys_of, nearest

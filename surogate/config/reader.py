@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from surogate.config.contradiction import Contradiction
 from surogate.config.keys import (
     REQUIRED,
     Key,
@@ -90,7 +91,7 @@ class Reader:
             return involved
         return next((self.typed[name] for name in involved if name in self.typed), ())
 
-    def check(self, contradictions: Iterable[tuple[tuple[str | int, ...], str]]) -> None:
+    def check(self, contradictions: Iterable[Contradiction]) -> None:
         """Add what cannot run, but for keys of which something was said already."""
         for involved, sentence in contradictions:
             if not self.failed & set(involved):

@@ -15,6 +15,7 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeInt, NotEmptyStr, PositiveInt
 
 from surogate.config.bounded import PlainNumbers
+from surogate.config.contradiction import Contradiction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ def _is_time_limit(text: str) -> bool:
     return bool(_TIME_LIMIT.fullmatch(text) and re.search("[1-9]", text))
 
 
-def slurm_contradictions(spec: SlurmSpec) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def slurm_contradictions(spec: SlurmSpec) -> Iterator[Contradiction]:
     """Yield the keys under `slurm:` that sbatch or the script could not take, each with what to change."""
     if spec.time is not None and not _is_time_limit(str(spec.time)):
         yield (
