@@ -1,7 +1,8 @@
 """The files over which a trainer and an orchestrator meet: where they are, and how they are written and read.
 
     <output_dir>/transport/
-      orchestrator.json                    who answers: an id for each start, and a count that goes on while it lives
+      orchestrator.json                    who answers: an id and a turn for each start, and a count that goes on
+                                           while it lives
       calls/<session>/000017.call.json     {"method", "arguments"}; a session is one start of a trainer
       calls/<session>/000017.answer.json   {"by", "result"} or {"by", "problem", "kind"}
       weights/<session>/version_12/        an adapter, or merged weights; complete once it holds the file STABLE
@@ -16,6 +17,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -102,7 +104,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text, all at once; see write_json."""
-    draft = path.with_name(f".{path.name}.tmp")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # two orchestrators may write at the same time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(text, encoding="utf-8")

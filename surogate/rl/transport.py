@@ -293,14 +293,21 @@ class FolderServer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _beat(self) -> None:
-        """Give signs of life, until another orchestrator does."""
-        count = 0
+        """Give signs of life, until an orchestrator does that began later.
+
+        Each takes the turn after the one that it finds. Whose file stands there says nothing of who came last: two may
+        read it at the same moment and write it one after the other.
+        """
+        count, turn = 0, 0
         while True:
-            known = read_json(self._folder.orchestrator)
-            if count and known is not None and known["id"] != self._id:
+            known = read_json(self._folder.orchestrator) or {"turn": 0, "id": ""}
+            if not turn:
+                turn = known["turn"] + 1
+            elif (known["turn"], known["id"]) > (turn, self._id):
                 raise GeneratorError(f"Another orchestrator has taken over {self._folder.path}; this one ends.")
+            beat = {"id": self._id, "turn": turn, "count": count, "pid": os.getpid()}
             try:
-                write_json(self._folder.orchestrator, {"id": self._id, "count": count, "pid": os.getpid()})
+                write_json(self._folder.orchestrator, beat)
             except GeneratorError as error:
                 log.warning("%s The trainer sees no sign of life meanwhile.", error)
             count += 1

@@ -85,10 +85,23 @@ class Family:
         return processes + sorted(segment for segment in self.segments if Path(segment).exists())
 
 
+_EARLIER: set[int] = set()
+
+
+def forget_children() -> None:
+    """Leave out of `children` those that this process has now; another test's may still be there."""
+    _EARLIER.update(_children())
+
+
 def children() -> list[str]:
-    """Processes that this one has started and not waited for; a thread may end while they are looked for."""
-    found: list[str] = []
+    """Processes that this one has started and not waited for."""
+    return [f"{pid}: {command_line(pid)}" for pid in _children() if pid not in _EARLIER]
+
+
+def _children() -> list[int]:
+    """Of all threads; one may end while they are looked for."""
+    found: list[int] = []
     for task in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):
-            found += (task / "children").read_text().split()
+            found += map(int, (task / "children").read_text().split())
     return found

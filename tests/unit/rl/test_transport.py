@@ -337,6 +337,19 @@ def test_the_older_of_two_orchestrators_gives_way(tmp_path, servers):
     assert feed.next_batch(0).step == 0 and new.generator.begun
 
 
+def test_the_older_of_two_orchestrators_gives_way_though_it_writes_last(tmp_path, servers, monkeypatch):
+    monkeypatch.setattr(transport, "_BEAT_SECONDS", 0.05)
+    sign = tmp_path / "orchestrator.json"
+    old = servers()
+    wait_until(sign.exists)
+    of_old = sign.read_bytes()
+    new = servers()
+    wait_until(lambda: json.loads(sign.read_text())["turn"] == 2)
+    sign.write_bytes(of_old)  # as if it had looked just before the new one wrote
+    assert old.is_over.wait(10) and not new.is_over.is_set()
+    assert isinstance(old.error, GeneratorError) and json.loads(sign.read_text())["turn"] == 2
+
+
 def test_the_older_of_two_trainers_gives_way(tmp_path, server):
     old = make_feed_with(server, tmp_path)
     inner, reached = server.service.next_batch, hang(server, "next_batch")
@@ -371,7 +384,7 @@ def test_a_goodbye_of_an_earlier_trainer_ends_nobody(tmp_path, servers):
 
 
 def test_an_orchestrator_that_comes_late_is_waited_for(tmp_path, servers):
-    (tmp_path / "orchestrator.json").write_text(json.dumps({"id": "dead", "count": 7, "pid": 1}))
+    (tmp_path / "orchestrator.json").write_text(json.dumps({"id": "dead", "turn": 3, "count": 7, "pid": 1}))
     threading.Timer(0.05, servers).start()
     feed = make_feed(tmp_path)
     feed.publish(weights(0))
