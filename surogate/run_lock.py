@@ -14,12 +14,13 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from surogate.errors import CheckpointError, ConfigError
+from surogate.ranks import is_first_process
 
 LOCK_FILE = "run.lock"
 GRACE_SECONDS = 3.0
@@ -49,14 +50,6 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
-
-
-def is_first_process(environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether this process is global rank 0 of its run, as torchrun, srun or Lightning set it."""
-    if environ.get("RANK"):
-        return environ["RANK"] == "0"
-    # In an interactive job SLURM_PROCID is 0 for every process that Lightning starts.
-    return all(environ.get(name, "0") in ("", "0") for name in ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
 
 
 @contextmanager

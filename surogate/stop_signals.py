@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from surogate.errors import Stopped
-from surogate.run_lock import is_first_process
+from surogate.ranks import is_first_process, is_launched_by_lightning
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class StopSignals:
             The signal to end with: SIGTERM in place of SIGUSR1 where the job is not to go on by itself.
         """
         job = environ.get("SLURM_JOB_ID")
-        if number != signal.SIGUSR1 or self._has_requeued or job is None or environ.get("SLURM_PROCID", "0") != "0":
+        if number != signal.SIGUSR1 or self._has_requeued or job is None or not is_first_process(environ):
             return number
         if environ.get("SUROGATE_REQUEUE") == "0":
             return signal.SIGTERM
@@ -141,11 +141,6 @@ class StopSignals:
         else:
             log.warning("Job %s is back in the queue.", job)
         return number
-
-
-def is_launched_by_lightning(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is one of those that the first one of a run has started itself."""
-    return environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in environ and "RANK" not in environ
 
 
 STOP_SIGNALS = StopSignals()

@@ -19,7 +19,8 @@ from surogate import __version__
 from surogate.cli import help as pages
 from surogate.config.keys import nearest
 from surogate.errors import CheckpointError, ConfigError, Stopped, SurogateError
-from surogate.stop_signals import STOP_SIGNALS, is_launched_by_lightning
+from surogate.ranks import is_first_process, is_launched_by_lightning, process_name
+from surogate.stop_signals import STOP_SIGNALS
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it."""
@@ -35,12 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _dispatch(arguments)
     except SurogateError as error:
-        rank = _rank()
-        text = f"error: {error}" if rank == "0" else f"rank {rank}: {str(error).splitlines()[0]}"
-        _tell(text)
+        _tell(f"error: {error}" if is_first_process() else f"{process_name()}: {str(error).splitlines()[0]}")
         return error.exit_code
     except Stopped as stopped:
-        if _rank() == "0":
+        if is_first_process():
             print(f"stopped by {signal.Signals(stopped.signum).name}", file=sys.stderr)
         # Lightning kills the first process of a run where one that it has started ends with anything but 0.
         return 0 if STOP_SIGNALS.is_agreed and is_launched_by_lightning() else stopped.exit_code
@@ -100,7 +99,7 @@ def _configure_logging() -> None:
     printed.propagate = False
     if not printed.handlers:
         printed.addHandler(logging.NullHandler())  # or Python prints it once more
-    logger.setLevel(logging.INFO if _rank() == "0" else logging.ERROR)
+    logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a 4-bit kernel that nothing here uses
 
 
@@ -110,8 +109,3 @@ class _StderrHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
-
-
-def _rank() -> str:
-    """Return this process's number in its run, as torchrun, srun or Lightning set it."""
-    return next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if os.environ.get(name)), "0")

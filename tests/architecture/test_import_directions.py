@@ -11,9 +11,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "surogate"
 
-SPECS = {"errors", "foreign", "locations", "config", "chips", "disk_space", "stop_signals"}
+SPECS = {"errors", "foreign", "locations", "config", "chips", "disk_space", "ranks", "stop_signals"}
 """What every part may read: errors, how foreign code is run, where things lie, the specs, what chips can do, what fits
-on a disk, and who was told to stop."""
+on a disk, which process this is, and who was told to stop."""
 
 ALLOWED = {
     "": set(),
@@ -22,8 +22,9 @@ ALLOWED = {
     "locations": {"errors"},
     "chips": set(),
     "disk_space": set(),
-    "stop_signals": {"errors", "run_lock"},
-    "run_lock": {"errors"},
+    "ranks": set(),
+    "stop_signals": {"errors", "ranks"},
+    "run_lock": {"errors", "ranks"},
     "run_folder": {"errors", "run_lock"},
     "foreign": set(),
     "metrics": set(),
@@ -70,6 +71,7 @@ WITHOUT_TORCH = {
         "foreign",
         "locations",
         "chips",
+        "ranks",
         "run_lock",
         "run_folder",
         "config",

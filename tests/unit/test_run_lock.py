@@ -14,7 +14,7 @@ import pytest
 from surogate import run_lock
 from surogate.errors import CheckpointError, ConfigError
 from surogate.run_folder import RunFolder
-from surogate.run_lock import LOCK_FILE, is_first_process, lock_run_folder, run_folder_lock, unlock
+from surogate.run_lock import LOCK_FILE, lock_run_folder, run_folder_lock, unlock
 
 HOLD = """
 import sys, time
@@ -143,22 +143,6 @@ def test_a_file_system_without_locks_is_said_and_the_run_goes_on(tmp_path: Path,
     with run_folder_lock(tmp_path):
         pass
     assert "knows no locks (No locks available)" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("environ", "first"),
-    [
-        ({}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
-        ({"RANK": "8", "LOCAL_RANK": "0"}, False),
-        ({"SLURM_PROCID": "3"}, False),
-        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Lightning in an interactive job
-        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
-        ({"RANK": "0", "SLURM_PROCID": "2"}, True),  # torchrun inside srun
-    ],
-)
-def test_only_global_rank_0_locks(environ: dict[str, str], first: bool) -> None:
-    assert is_first_process(environ) is first
 
 
 def test_other_ranks_touch_nothing(tmp_path: Path, monkeypatch) -> None:

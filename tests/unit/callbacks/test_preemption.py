@@ -212,8 +212,14 @@ def test_a_job_that_asked_not_to_be_requeued_is_not(tmp_path: Path, scontrol: Pa
     assert stopped.value.signum == signal.SIGTERM and not scontrol.exists()
 
 
-def test_other_processes_of_a_job_do_not_requeue_it(tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SLURM_PROCID", "1")
+@pytest.mark.parametrize(
+    "environ", [{"SLURM_PROCID": "1"}, {"SLURM_PROCID": "0", "RANK": "1"}], ids=["srun", "torchrun in srun"]
+)
+def test_other_processes_of_a_job_do_not_requeue_it(
+    tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(Stopped):
         fit(tmp_path / "run", Model({("training_step", 1): signal.SIGUSR1}))
     assert not scontrol.exists()

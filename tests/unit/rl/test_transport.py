@@ -337,19 +337,6 @@ def test_the_older_of_two_orchestrators_gives_way(tmp_path, servers):
     assert feed.next_batch(0).step == 0 and new.generator.begun
 
 
-def test_the_older_of_two_orchestrators_gives_way_though_it_writes_last(tmp_path, servers, monkeypatch):
-    monkeypatch.setattr(transport, "_BEAT_SECONDS", 0.05)
-    sign = tmp_path / "orchestrator.json"
-    old = servers()
-    wait_until(sign.exists)
-    of_old = sign.read_bytes()
-    new = servers()
-    wait_until(lambda: json.loads(sign.read_text())["turn"] == 2)
-    sign.write_bytes(of_old)  # as if it had looked just before the new one wrote
-    assert old.is_over.wait(10) and not new.is_over.is_set()
-    assert isinstance(old.error, GeneratorError) and json.loads(sign.read_text())["turn"] == 2
-
-
 def test_the_older_of_two_trainers_gives_way(tmp_path, server):
     old = make_feed_with(server, tmp_path)
     inner, reached = server.service.next_batch, hang(server, "next_batch")
@@ -407,7 +394,7 @@ def test_waiting_is_told_and_ends(tmp_path, caplog, monkeypatch):
 
 def test_a_silent_orchestrator_is_reported_and_one_that_works_is_not(tmp_path, servers, caplog, monkeypatch):
     monkeypatch.setattr(transport, "_NOTICE_SECONDS", 0.01)
-    monkeypatch.setattr(transport, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(transport, "SILENCE_SECONDS", 1.0)
     server = servers()
     feed = make_feed_with(server, tmp_path)
     feed.next_batch(0)
@@ -422,7 +409,8 @@ def test_a_silent_orchestrator_is_reported_and_one_that_works_is_not(tmp_path, s
         feed.next_batch(2)
     assert "which is alive" in caplog.text and "No sign" not in caplog.text
     server.kill()
-    with pytest.raises(GeneratorError, match="No sign of the orchestrator for 0 s, asked for scores"):
+    feed._timeout = 1.5
+    with pytest.raises(GeneratorError, match=r"No sign of the orchestrator for [12] s, asked for scores"):
         feed.scores()
 
 

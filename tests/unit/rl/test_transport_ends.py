@@ -1,10 +1,15 @@
-"""The end of a trainer: the orchestrator ends with the run, and not with a trainer that somebody will continue."""
+"""What ends an orchestrator: the run's end and a later orchestrator, but no trainer that somebody will continue."""
 
 from __future__ import annotations
+
+import json
+import time
 
 import torch
 from support.folder_server import ServerThread
 
+from surogate.errors import GeneratorError
+from surogate.rl import transport
 from surogate.rl.generators.protocol import WeightUpdate
 from surogate.rl.transport import FolderFeed
 
@@ -31,3 +36,28 @@ def test_an_orchestrator_outlives_a_trainer_that_failed_and_serves_the_next_one(
         assert server.is_over.wait(10) and server.error is None
     finally:
         server.kill()
+
+
+def test_the_older_of_two_orchestrators_gives_way_even_where_it_writes_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(transport, "_BEAT_SECONDS", 0.05)
+    sign = tmp_path / "orchestrator.json"
+
+    def wait_for_turn(turn):
+        deadline = time.monotonic() + 10
+        while not sign.exists() or json.loads(sign.read_text())["turn"] != turn:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    old = ServerThread(tmp_path)
+    wait_for_turn(1)
+    of_old = sign.read_bytes()
+    new = ServerThread(tmp_path)
+    try:
+        wait_for_turn(2)
+        sign.write_bytes(of_old)  # as if it had looked just before the new one wrote
+        assert old.is_over.wait(10) and isinstance(old.error, GeneratorError)
+        wait_for_turn(2)
+        assert not new.is_over.is_set()
+    finally:
+        old.kill()
+        new.kill()
