@@ -16,6 +16,8 @@ from tempfile import mkdtemp
 
 import pytest
 
+# Threads that wait for each other in a loop take ten times as long where anything else wants a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

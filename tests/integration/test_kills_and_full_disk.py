@@ -22,7 +22,7 @@ from support.kills import (
     run_to_the_end,
     run_undisturbed,
     save_material,
-    start,
+    started,
     subject,
 )
 from support.small_disk import small_disk
@@ -66,11 +66,11 @@ def test_a_disk_that_fills_up_again_and_again_costs_no_checkpoint_and_no_bit(
         run = subject(folder, "full", NUM_STEPS, parent=disk.path)
         for spare_kib in (40, 0):  # room for a part of a checkpoint, and none at all
             kept = newest_step(run.output)
-            process = start(run, disk.limit())
-            while disk.is_mounted and newest_step(run.output) < kept + 10 and process.poll() is None:
-                time.sleep(0.005)
-            disk.fill(spare_kib * 1024)
-            assert process.wait(timeout=DEADLINE_SECONDS) == CheckpointError.exit_code, printed(run)
+            with started(run, disk.limit()) as process:
+                while disk.is_mounted and newest_step(run.output) < kept + 10 and process.poll() is None:
+                    time.sleep(0.005)
+                disk.fill(spare_kib * 1024)
+                assert process.wait(timeout=DEADLINE_SECONDS) == CheckpointError.exit_code, printed(run)
             assert "error: " in printed(run) and "Traceback" not in printed(run), printed(run)
             check_nothing_is_half_written(run.output)
             assert newest_step(run.output) >= kept

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,14 +114,24 @@ def subject(folder: Path, name: str, num_steps: int, parent: Path | None = None,
     return Subject(config=config, output=output, num_steps=num_steps)
 
 
-def start(run: Subject, preexec: Any = None) -> subprocess.Popen[str]:
-    """Start the command in a process group of its own; what it prints goes to a file beside the configuration."""
+@contextmanager
+def started(run: Subject, preexec: Any = None) -> Iterator[subprocess.Popen[str]]:
+    """Start the command in a process group of its own, and kill that at the end where it is still there.
+
+    What it prints goes to a file beside the configuration.
+    """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "surogate", "sft", str(run.config)]
     with run.config.with_suffix(".log").open("w") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, env=env, text=True, stdout=file, stderr=file, start_new_session=True, preexec_fn=preexec
         )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def printed(run: Subject) -> str:
@@ -130,16 +141,17 @@ def printed(run: Subject) -> str:
 
 def run_to_the_end(run: Subject) -> None:
     """Run the command; it must succeed and find nothing damaged."""
-    code = start(run).wait(timeout=DEADLINE_SECONDS)
+    with started(run) as process:
+        code = process.wait(timeout=DEADLINE_SECONDS)
     assert code == 0 and "damaged" not in printed(run), printed(run)
 
 
 def run_undisturbed(run: Subject) -> Pace:
     """Run the command to its end and take its pace."""
     began = time.time()
-    process = start(run)
-    first = _wait_for_first_step(run, process)
-    assert process.wait(timeout=DEADLINE_SECONDS) == 0, printed(run)
+    with started(run) as process:
+        first = _wait_for_first_step(run, process)
+        assert process.wait(timeout=DEADLINE_SECONDS) == 0, printed(run)
     ended = time.time()
     last = run.output / "checkpoints" / f"step_{run.num_steps}" / MANIFEST
     step_seconds = (last.stat().st_mtime - first) / run.num_steps
@@ -174,19 +186,17 @@ def kill_again_and_again(run: Subject, num_kills: int, pace: Pace, rng: random.R
     last: Death | None = None
     for left in range(num_kills, 0, -1):
         kept = newest_step(run.output)
-        began, process = time.time(), start(run)
-        first = None
-        if rng.random() < SHARE_OF_EARLY_KILLS:
-            time.sleep(rng.uniform(0, pace.start_seconds))
-        else:
-            first = _wait_for_first_step(run, process)
-            steps = rng.uniform(0, 2 * (run.num_steps - kept) / (left + 1))
-            time.sleep(steps * pace.step_seconds)
-        if process.poll() is not None:
-            assert process.returncode == 0, printed(run)
-            break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        began, first = time.time(), None
+        with started(run) as process:
+            if rng.random() < SHARE_OF_EARLY_KILLS:
+                time.sleep(rng.uniform(0, pace.start_seconds))
+            else:
+                first = _wait_for_first_step(run, process)
+                steps = rng.uniform(0, 2 * (run.num_steps - kept) / (left + 2))  # not past the end
+                time.sleep(steps * pace.step_seconds)
+            if process.poll() is not None:
+                assert process.returncode == 0, printed(run)
+                break
         died = time.time()
         if last:
             last.restart_seconds = (first or died) - began

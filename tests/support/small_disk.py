@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +26,9 @@ class SmallDisk:
         """Leave no more room than this; without a mount the limit does it, in processes started with `limit`."""
         if not self.is_mounted:
             return
-        disk = os.statvfs(self.path)
-        with (self.path / _BALLAST).open("wb") as file:
-            file.write(bytes(max(disk.f_bavail * disk.f_frsize - spare_bytes, 0)))
+        with (self.path / _BALLAST).open("wb", buffering=0) as file, suppress(OSError):  # who writes there is as fast
+            while (room := shutil.disk_usage(self.path).free - spare_bytes) > 0:
+                file.write(bytes(room))
 
     def limit(self) -> Callable[[], None] | None:
         """What a process calls before it starts, so that its disk is full from the beginning; None for a mount."""
