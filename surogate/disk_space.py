@@ -25,4 +25,20 @@ def check_room(path: Path, needed_bytes: int) -> None:
         OSError: the one that a full disk gives.
     """
     if shutil.disk_usage(path.parent).free < needed_bytes + SLACK_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        raise not_written(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), needed_bytes)
+
+
+def not_written(error: OSError | RuntimeError, needed_bytes: int) -> OSError:
+    """Return what the system said when a file of so many bytes could not be written.
+
+    Args:
+        error: that was met; torch's writer reports a full disk as its own confusion, on top of what the system said.
+        needed_bytes: size of the file's content.
+
+    Raises:
+        RuntimeError: the error itself, where the system said nothing.
+    """
+    said = error if isinstance(error, OSError) else error.__context__
+    if not isinstance(said, OSError):
+        raise error
+    return OSError(said.errno, f"{said.strerror}, where {needed_bytes / 2**20:,.1f} MiB are needed")

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from surogate.callbacks.environment import installed_version
-from surogate.disk_space import check_room
+from surogate.disk_space import check_room, not_written
 from surogate.errors import CheckpointError
 from surogate.modes.first_rank import on_first_rank
 from surogate.modes.sharding import is_sharded
@@ -223,7 +223,7 @@ class StepCheckpoints(pl.Callback):
         left = f"The newest checkpoint is that of step {kept[0]}" if kept else "There is no earlier checkpoint"
         return (
             f"The checkpoint of step {step} could not be written to {store.path}: {error.strerror or error}. "
-            f"{_mib(free)} are free on that disk. {left}. "
+            f"{free / 2**20:,.1f} MiB are free on that disk. {left}. "
             "Make room, lower save_total_limit or choose another checkpoint_dir; the same command then continues."
         )
 
@@ -238,16 +238,12 @@ class TensorFileIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         size = sum(leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
+        check_room(Path(path), size)
         try:
-            check_room(Path(path), size)
             with open(path, "wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
-            # torch's writer reports a full disk as its own confusion, on top of what the system said.
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
-                raise
-            raise OSError(cause.errno, f"{cause.strerror}, where {_mib(size)} are needed") from error
+            raise not_written(error, size) from error
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
@@ -281,7 +277,3 @@ def _locate(path: Path) -> Path:
     siblings = CheckpointStore(path.parent).steps()
     there = f" That folder has the steps {', '.join(map(str, sorted(siblings)))}." if siblings else ""
     raise CheckpointError(f"resume_from_checkpoint: there is no whole checkpoint at {path}.{there}")
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -21,6 +20,7 @@ from typing_extensions import override
 from surogate.callbacks.redaction import without_secrets
 from surogate.callbacks.wandb_run import WandbRun
 from surogate.config.yaml_file import read_yaml
+from surogate.machine.host import describe_cpu
 from surogate.run_folder import RunFolder, write_json
 
 PACKAGES = (
@@ -66,7 +66,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version for name, version in versions.items() if version},
-        "cpu": cpu_name(),
+        "cpu": describe_cpu()["name"],
         "cpu_cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -102,10 +102,3 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def cpu_name() -> str:
-    """Return the processor's model name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1] if found else platform.processor()

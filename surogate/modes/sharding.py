@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from surogate.disk_space import check_room
+from surogate.disk_space import check_room, not_written
 from surogate.errors import CheckpointError
 from surogate.modes.optimizers import StateSharding
 
@@ -74,7 +74,7 @@ class ShardedStrategy(ModelParallelStrategy):
             sharded, plain = _split(optimizer["state"])
             tensors[f"optimizer_{index}"] = sharded
             checkpoint["optimizers"].append({"state": plain, "param_groups": optimizer["param_groups"]})
-        self._check_room(path, tensors)
+        needed = self._check_room(path, tensors)
         writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
         try:
             dcp.save(tensors, storage_writer=writer)
@@ -84,11 +84,11 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.is_global_zero:
             try:
                 torch.save(checkpoint, path / VALUES_FILE)
-            except RuntimeError as error:  # torch's words for a full disk, on top of what the system said
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from error
+            except (OSError, RuntimeError) as error:
+                raise not_written(error, needed) from error
 
-    def _check_room(self, path: Path, tensors: dict[str, Any]) -> None:
-        """Refuse, on every rank alike, a checkpoint whose shards the disk has no room for.
+    def _check_room(self, path: Path, tensors: dict[str, Any]) -> int:
+        """Refuse, on every rank alike, a checkpoint whose shards the disk has no room for; return their bytes.
 
         Raises:
             OSError: the one that a full disk gives.
@@ -100,9 +100,10 @@ class ShardedStrategy(ModelParallelStrategy):
             try:
                 check_room(path / VALUES_FILE, needed)
             except OSError as error:
-                problem = error.errno, f"{error.strerror}, where {needed / 2**20:,.1f} MiB are needed"
+                problem = error.args
         if problem := self.broadcast(problem):
             raise OSError(*problem)
+        return needed
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

@@ -42,7 +42,8 @@ ALLOWED = {
     "rl.environments": SPECS | {"rl", "data.sources", "data.files"},
     "modes": SPECS | {"batches", "losses", "models", "precision", "rl"},
     "modes.rollout_data": SPECS | {"rl", "modes", "data.tokenizers"},
-    "callbacks": SPECS | {"run_folder", "metrics", "batches", "modes", "quant", "models.originals", "rl.types"},
+    "callbacks": SPECS
+    | {"run_folder", "metrics", "batches", "modes", "quant", "models.originals", "rl.types", "machine.host"},
     "machine": SPECS | {"rl.generators.checks"},
     "verification": SPECS | {"batches", "run_folder", "metrics", "models", "modes", "callbacks"},
     "quickstart": SPECS | {"run_folder", "data", "models"},

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from support.figures import labels
 
-from surogate.callbacks import loss_plot
-from surogate.callbacks.loss_plot import LossPlot, draw, smooth
+from surogate.callbacks import metrics_plot
+from surogate.callbacks.loss_plot import LossPlot
+from surogate.callbacks.metrics_plot import series, smooth
 
 
 def curve(num_steps: int, *datasets: str) -> list[dict[str, Any]]:
@@ -22,25 +24,14 @@ def curve(num_steps: int, *datasets: str) -> list[dict[str, Any]]:
     return records
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: (figures.append(figure), Path(path).touch()))
-    return figures
-
-
-def labels(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-
-
 def test_the_plot_is_a_png_of_some_size(tmp_path: Path) -> None:
-    draw(curve(40, "factbook"), tmp_path / "loss.png")
+    LossPlot(str(tmp_path)).draw(curve(40, "factbook"))
     content = (tmp_path / "loss.png").read_bytes()
     assert content.startswith(b"\x89PNG") and len(content) > 10_000
 
 
 def test_every_curve_and_both_axes_have_a_name(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw(curve(40, "a", "b"), tmp_path / "loss.png")
+    LossPlot(str(tmp_path)).draw(curve(40, "a", "b"))
     axes = drawn[0].axes[0]
     assert labels(drawn[0]) == ["training (smoothed)", "validation a", "validation b"]
     assert axes.get_xlabel() == "optimizer step" and "loss" in axes.get_ylabel()
@@ -48,23 +39,23 @@ def test_every_curve_and_both_axes_have_a_name(tmp_path: Path, drawn: list[Figur
 
 
 def test_a_total_over_datasets_is_drawn_only_where_there_is_nothing_else(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw(curve(40), tmp_path / "loss.png")
+    LossPlot(str(tmp_path)).draw(curve(40))
     assert labels(drawn[0]) == ["training (smoothed)", "validation loss"]
 
 
 def test_a_run_of_a_few_steps_is_drawn_point_by_point(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw(curve(4), tmp_path / "loss.png")
+    LossPlot(str(tmp_path)).draw(curve(4))
     assert labels(drawn[0]) == ["training"]
 
 
 def test_steps_whose_loss_was_not_a_number_leave_a_gap_in_the_data_only(tmp_path: Path, drawn: list[Figure]) -> None:
     records = [*curve(12), {"step": 13, "train/loss": None}]
-    draw(records, tmp_path / "loss.png")
+    LossPlot(str(tmp_path)).draw(records)
     assert max(drawn[0].axes[0].lines[0].get_xdata()) == 12
 
 
 def test_without_any_loss_no_file_is_written(tmp_path: Path) -> None:
-    draw([{"step": 1, "val/loss": 1.0}], tmp_path / "loss.png")
+    LossPlot(str(tmp_path)).draw([{"step": 1, "val/loss": 1.0}])
     assert not (tmp_path / "loss.png").exists()
 
 
@@ -77,7 +68,7 @@ def test_smoothing_neither_bends_a_constant_nor_lags_behind_a_slope() -> None:
 def test_a_missing_matplotlib_is_said_and_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(loss_plot, "RequirementCache", lambda name: False)
+    monkeypatch.setattr(metrics_plot, "RequirementCache", lambda name: False)
     LossPlot(str(tmp_path)).on_fit_end(SimpleNamespace(is_global_zero=True), None)  # type: ignore[arg-type]
     assert "matplotlib is not installed" in caplog.text
 
@@ -85,4 +76,4 @@ def test_a_missing_matplotlib_is_said_and_does_not_end_the_run(
 def test_what_is_no_finite_number_is_not_drawn() -> None:
     values = ("x", None, math.inf, 2.0, [1])
     records = [{"step": step, "train/loss": value} for step, value in enumerate(values)]
-    assert loss_plot._series(records, "train/loss") == [(3, 2.0)]
+    assert series(records, "train/loss") == [(3, 2.0)]
