@@ -1,7 +1,6 @@
-"""An inspection as one HTML page: no network, no script, light and dark.
+"""An inspection as one HTML page without a script.
 
-What is not here: what is measured (measures.py). The one idea: whatever comes from the data passes through `_text`,
-which leaves nothing that a browser would obey, and the page forbids itself to load or run anything.
+What is not here: what is measured (measures.py), and what a page may do in a browser (html_page.py).
 """
 
 from __future__ import annotations
@@ -9,31 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from surogate.html_page import text, write_page
 from surogate.inspection.report import Finding, Histogram, PackingReport, Report, SourceReport
-from surogate.inspection.row_samples import Piece, RowSample, visible
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<header>
-<h1>Data inspection</h1>
-<p class="quiet">{title}</p>
-</header>
-{body}
-</main>
-</body>
-</html>
-"""
+from surogate.inspection.row_samples import Piece, RowSample
 
 _STYLE = """
 :root {
@@ -107,11 +84,9 @@ def page(report: Report, title: str) -> str:
         sections += [_sources(report.sources), _histograms(report.sources)]
     if report.samples:
         sections.append(_samples(report.samples))
-    return _PAGE.format(title=_text(title), style=_STYLE, body="\n".join(sections))
-
-
-def _text(value: str) -> str:
-    return escape(visible(value))
+    return write_page(
+        title=title, heading="Data inspection", subtitle=text(title), style=_STYLE, body="\n".join(sections)
+    )
 
 
 def _tiles(report: Report) -> str:
@@ -148,7 +123,7 @@ def _findings(findings: Sequence[Finding]) -> str:
         return "<h2>Findings</h2>\n<p>Nothing to remark.</p>"
     items = [
         f'<li class="{finding.level}"><b>{finding.level}</b><span>'
-        f"{f'<strong>{_text(finding.source)}:</strong> ' if finding.source else ''}{_text(finding.text)}</span></li>"
+        f"{f'<strong>{text(finding.source)}:</strong> ' if finding.source else ''}{text(finding.text)}</span></li>"
         for finding in findings
     ]
     return '<h2>Findings</h2>\n<ul class="findings">\n' + "\n".join(items) + "\n</ul>"
@@ -222,10 +197,10 @@ def _total(sources: Sequence[SourceReport]) -> tuple[str, ...]:
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], total: Sequence[str] = ()) -> str:
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     body = "\n".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:]) + "</tr>"
+        f'<tr><th scope="row">{text(row[0])}</th>' + "".join(f"<td>{text(cell)}</td>" for cell in row[1:]) + "</tr>"
         for row in rows
     )
-    foot = "".join(f"<td>{_text(cell)}</td>" for cell in total)
+    foot = "".join(f"<td>{text(cell)}</td>" for cell in total)
     foot = f"<tfoot><tr>{foot}</tr></tfoot>" if foot else ""
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>{foot}</table></div>'
 
@@ -261,8 +236,8 @@ def _figure(caption: str, histogram: Histogram, form: str) -> str:
         f'<text x="{_WIDTH}" y="{_HEIGHT + 14}" text-anchor="end">{last}</text>'
     )
     return (
-        f'<figure><figcaption>{_text(caption)}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT + _AXIS}" role="img" '
-        f'aria-label="{_text(caption)}">{"".join(bars)}{axis}</svg></figure>'
+        f'<figure><figcaption>{text(caption)}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT + _AXIS}" role="img" '
+        f'aria-label="{text(caption)}">{"".join(bars)}{axis}</svg></figure>'
     )
 
 
@@ -277,7 +252,7 @@ def _samples(samples: Sequence[RowSample]) -> str:
 def _row(sample: RowSample) -> str:
     facts = f"{sample.origin}, {sample.num_tokens:,} tokens, {sample.num_loss_tokens:,} supervised"
     return (
-        f'<section class="row"><h3>{_text(sample.source)}</h3><p class="quiet">{_text(facts)}</p>'
+        f'<section class="row"><h3>{text(sample.source)}</h3><p class="quiet">{text(facts)}</p>'
         f"<pre>{''.join(map(_token, sample.pieces))}</pre></section>"
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 from surogate.batches import TokenRow
 from surogate.data.row_store import RowStore
 from surogate.inspection.token_scan import TokenKinds
-from surogate.inspection.visible_text import visible
+from surogate.visible_text import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -10,10 +10,10 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from surogate.inspection.visible_text import visible
+from surogate.html_page import text
 from surogate.report.curves import Curve, Point
+from surogate.visible_text import visible
 
 WIDTH, HEIGHT = 560, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 26
@@ -82,9 +82,9 @@ def draw(
     )
     note = " · ".join(filter(None, [unit, "logarithmic" if y_axis.is_log else ""]))
     return (
-        f'<figure class="chart"><figcaption><b>{_text(title)}</b>{f" <span>{_text(note)}</span>" if note else ""}'
+        f'<figure class="chart"><figcaption><b>{text(title)}</b>{f" <span>{text(note)}</span>" if note else ""}'
         f"{_legend(curves)}</figcaption>"
-        f'<div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{_text(title)}">{body}</svg>'
+        f'<div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}">{body}</svg>'
         f'<output hidden></output></div><script type="application/json">{_numbers(curves, x_axis, y_axis)}</script>'
         "</figure>"
     )
@@ -180,7 +180,7 @@ def _legend(curves: Sequence[Curve]) -> str:
     if len(curves) < 2:
         return ""
     items = "".join(
-        f'<li><i class="c{curve.color % NUM_COLORS} {curve.style}"></i>{_text(curve.label)}</li>' for curve in curves
+        f'<li><i class="c{curve.color % NUM_COLORS} {curve.style}"></i>{text(curve.label)}</li>' for curve in curves
     )
     return f'<ul class="legend">{items}</ul>'
 
@@ -224,7 +224,3 @@ def _labels(values: Sequence[float]) -> list[str]:
 def _round_step(step: float) -> float:
     power = 10.0 ** math.floor(math.log10(step))
     return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= step * (1 - 1e-9))
-
-
-def _text(value: str) -> str:
-    return escape(visible(value))

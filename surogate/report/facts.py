@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from surogate.html_page import text
 from surogate.report.runs import Run
-from surogate.report.text import cut, table, text
+from surogate.report.text import cut, table
 
 _EXPECTED_TO_DIFFER = {"output_dir", "run_name", "train.output_dir", "train.run_name", "wandb_name"}
 _MAX_HEALTH = 50

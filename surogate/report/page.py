@@ -1,48 +1,23 @@
 """The page of a report, put together.
 
-What is not here: its parts. The one idea: the page forbids itself to load anything, and to run anything but its own
-script, which it names by its digest.
+What is not here: its parts, and what it may do in a browser (html_page.py).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 
+from surogate.html_page import text, write_page
 from surogate.report.charts import figures
 from surogate.report.facts import data, environment, health, settings
 from surogate.report.runs import Run
 from surogate.report.samples import samples
 from surogate.report.style import SCRIPT, STYLE
 from surogate.report.summary import state, summary
-from surogate.report.text import text
 
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<header>
-<h1>{title}</h1>
-<p class="quiet">{subtitle}</p>
-</header>
-{body}
+_FOOTER = """\
 <footer>Written by surogate {version}. Curves of many steps are thinned; the smallest and the largest value of each
-stretch stay. Every number is in metrics.jsonl of the run.</footer>
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
+stretch stay. Every number is in metrics.jsonl of the run.</footer>"""
 
 
 def page(runs: Sequence[Run], version: str) -> str:
@@ -52,7 +27,6 @@ def page(runs: Sequence[Run], version: str) -> str:
         runs: one, or several to lay over each other.
         version: of surogate.
     """
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     sections = [
         summary(runs),
         _curves(runs),
@@ -62,14 +36,14 @@ def page(runs: Sequence[Run], version: str) -> str:
         settings(runs),
         environment(runs),
     ]
-    return _PAGE.format(
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        title=text(runs[0].name if len(runs) == 1 else f"{len(runs)} runs"),
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    return write_page(
+        title=title,
+        heading=title,
         subtitle=_subtitle(runs),
         style=STYLE,
+        body="\n".join([*filter(None, sections), _FOOTER.format(version=text(version))]),
         script=SCRIPT,
-        version=text(version),
-        body="\n".join(filter(None, sections)),
     )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from surogate.html_page import text
 from surogate.report.drawing import short
 from surogate.report.runs import Run, read_json_lines
-from surogate.report.text import cut, text
+from surogate.report.text import cut
 from surogate.run_folder import RunFolder
 
 NUM_SHOWN = 5

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+from surogate.html_page import text
 from surogate.report.drawing import short
 from surogate.report.runs import Run
-from surogate.report.text import cut, table, text
+from surogate.report.text import cut, table
 
 _UP = "rl/eval/"
 

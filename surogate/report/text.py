@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
-from surogate.inspection.visible_text import visible
+from surogate.html_page import text
 
 MAX_SHOWN = 1500
 """Characters of a text that is somebody's or a model's."""
-
-
-def text(value: object) -> str:
-    """Return a value so that a browser shows it and obeys nothing in it."""
-    return escape(visible(str(value)))
 
 
 def cut(value: object, most: int = MAX_SHOWN) -> str:
