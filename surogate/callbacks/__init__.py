@@ -20,6 +20,7 @@ from surogate.callbacks.rollout_metrics import RolloutMetrics, RolloutProgress
 from surogate.callbacks.rollout_records import RolloutRecords
 from surogate.callbacks.sample_answers import SampleAnswers
 from surogate.callbacks.text_samples import TextSamples
+from surogate.callbacks.time_breakdown import TimeBreakdown
 from surogate.callbacks.token_budget import TokenBudget
 from surogate.callbacks.wandb_run import WandbRun
 from surogate.callbacks.watchdog import Watchdog
@@ -46,6 +47,7 @@ __all__ = [
     "StepCheckpoints",
     "StepHealth",
     "TextSamples",
+    "TimeBreakdown",
     "TokenBudget",
     "WandbRun",
     "Watchdog",

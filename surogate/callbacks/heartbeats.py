@@ -13,13 +13,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from surogate.modes.activity import split_phase
+
 ORDER = (
     "preparing",
     "fetching the next batch",
     "waiting for the other ranks' token counts",
-    "computing micro-batch",
+    "forward pass",
+    "backward pass",
+    "scaling the gradients",
     "waiting for the other ranks' loss",
     "updating the weights",
+    "publishing the weights",
+    "evaluating",
     "finishing the step",
     "validating",
     "saving a checkpoint",
@@ -51,10 +57,11 @@ class Heartbeat:
     written: float
 
     @property
-    def progress(self) -> tuple[int, int, str]:
-        """How far it is; micro-batches compare by their number."""
-        places = [place for place, phase in enumerate(ORDER) if self.phase.startswith(phase)]
-        return self.step, places[0] if places else len(ORDER), self.phase
+    def progress(self) -> tuple[int, int, int, int]:
+        """How far it is; passes compare by the number of their micro-batch first."""
+        name, number = split_phase(self.phase)
+        place = ORDER.index(name) if name in ORDER else len(ORDER)
+        return self.step, ORDER.index("forward pass") if number else place, number, place
 
     def describe(self, now: float) -> str:
         """Write it on a line."""

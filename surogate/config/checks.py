@@ -16,7 +16,7 @@ from typing import Any
 from surogate.config.checks_machine import machine_contradictions
 from surogate.config.checks_reporting import reporting_contradictions, validation_contradictions
 from surogate.config.contradiction import Contradiction
-from surogate.config.flat import AdapterKeys, QuantKeys, TrainConfig, TrainerConfig
+from surogate.config.flat import AdapterKeys, OptimisationKeys, QuantKeys, TrainConfig, TrainerConfig
 from surogate.config.keys import keys_of
 from surogate.config.not_yet import DATASET_FIELDS
 from surogate.config.parts import DatasetSpec
@@ -59,6 +59,7 @@ def trainer_contradictions(config: TrainerConfig, given: dict[str, Any]) -> Iter
     yield from _canary(config)
     yield from _recipe(config)
     yield from _schedule(config)
+    yield from _normuon(config, given)
     yield from reporting_contradictions(config, given)
     yield from machine_contradictions(config, given)
     yield from _locations(config)
@@ -240,6 +241,16 @@ def _full_training(c: TrainConfig, given: dict[str, Any]) -> Iterator[Contradict
 
 
 _INITIALISATIONS = re.compile(r"gaussian|pissa(_niter_[1-9]\d*)?|olora|orthogonal|mica")
+
+
+_NORMUON = ("normuon_momentum", "normuon_beta2", "normuon_cautious_wd")
+
+
+def _normuon(c: TrainerConfig, given: dict[str, Any]) -> Iterator[Contradiction]:
+    if c.optimizer != "normuon":
+        for key in _NORMUON:
+            if key in given and getattr(c, key) != getattr(OptimisationKeys, key):
+                yield (key, "optimizer"), f"{key} needs optimizer: normuon."
 
 
 def _schedule(c: TrainerConfig) -> Iterator[Contradiction]:

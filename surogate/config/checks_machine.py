@@ -51,6 +51,12 @@ def _sharding(c: TrainerConfig) -> Iterator[Contradiction]:
             ("zero_level", "recipe"),
             f"{level}, which recipe {c.recipe} cannot work on yet. Use recipe: bf16, or zero_level: 1.",
         )
+    if c.optimizer == "normuon":
+        yield (
+            ("zero_level", "optimizer"),
+            f"{level}, and normuon needs whole matrices. Use zero_level: 1, which shares its state out, or optimizer: "
+            "adamw.",
+        )
     if c.precision_canary_steps:
         yield (
             ("zero_level", "precision_canary_steps"),

@@ -199,9 +199,10 @@ class OptimisationKeys:
 
     learning_rate: PositiveFloat = 2e-4
     """Highest learning rate of the schedule."""
-    optimizer: Literal["adamw_8bit", "adamw"] = "adamw_8bit"
+    optimizer: Literal["adamw_8bit", "adamw", "normuon"] = "adamw_8bit"
     """adamw_8bit keeps its state in 8 bits, on a CPU too; where bitsandbytes cannot be used it becomes adamw, and says
-    so."""
+    so. normuon orthogonalises the updates of the matrices inside the network and leaves embeddings, head, biases and
+    norms to adamw."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     """Shape of the learning rate after warm-up; wsd stays constant, then decays over cooldown_steps."""
     warmup_ratio: ClosedUnitInterval = 0.0
@@ -222,6 +223,12 @@ class OptimisationKeys:
     """Decay of AdamW's mean of squared gradients."""
     adamw_epsilon: PositiveFloat = 1e-8
     """Added to AdamW's denominator."""
+    normuon_momentum: OpenUnitInterval = 0.95
+    """Decay of normuon's mean of gradients."""
+    normuon_beta2: OpenUnitInterval = 0.95
+    """Decay of normuon's mean square of each row of an update."""
+    normuon_cautious_wd: bool = True
+    """Under normuon a matrix's weight decays only where the update moves it towards zero, too."""
     max_skipped_steps: NonNegativeInt = 5
     """A step whose loss or gradient is not finite changes no weight: it is skipped, and its rows are named and kept in
     output_dir/health. More than this many in a row, or ten times as many in all, end the run."""
@@ -284,6 +291,8 @@ class MachineKeys:
     too, which are gathered for each step (FSDP2), 3 = and gathered again for the backward pass: least memory."""
     log_file: NotEmptyStr | None = None
     """File to which everything that is logged is appended too, with the time."""
+    debug_time_breakdown: bool = False
+    """Say after 12 steps where the time of a step goes: data, forward and backward pass, update."""
     debug_memory_breakdown: bool = False
     """Say after the second step what memory is used for: weights, gradients, optimizer state, activations."""
     log_gpu_util: NonNegativeInt | None = 100

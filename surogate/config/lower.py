@@ -82,6 +82,9 @@ def module_arguments(c: TrainerConfig) -> Nested:
         "beta1": c.adamw_beta1,
         "beta2": c.adamw_beta2,
         "epsilon": c.adamw_epsilon,
+        "normuon_momentum": c.normuon_momentum,
+        "normuon_beta2": c.normuon_beta2,
+        "normuon_cautious_wd": c.normuon_cautious_wd,
         "master_dtype": c.master_dtype,
     }
     return {"model": model, "lora": lora, "optim": optim, "lmhead_chunks": c.lmhead_chunks}
@@ -291,6 +294,7 @@ def health(c: TrainerConfig) -> dict[str, Nested]:
         "StepHealth": steps,
         **telemetry,
         **({"MemoryBreakdown": {}} if c.debug_memory_breakdown else {}),
+        **({"TimeBreakdown": {}} if c.debug_time_breakdown else {}),
     }
 
 

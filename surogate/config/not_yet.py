@@ -60,17 +60,10 @@ def _not_yet(sentence: str, **inactive: object) -> dict[str, NotYet]:
 
 
 NOT_YET: dict[str, NotYet] = {
-    **_not_yet(
-        "the NorMuon optimizer is not there yet. Use optimizer: adamw or adamw_8bit.",
-        normuon_momentum=0.95,
-        normuon_beta2=0.95,
-        normuon_cautious_wd=True,
-    ),
     **_not_yet(_COMPILED, use_cuda_graphs=False, torch_compile=False),
     "padding_side": NotYet(
         "padding is never attended to here, so its side changes nothing. Remove the key.", (None, "right")
     ),
-    **_not_yet("the breakdown of time is not there yet. Remove the key.", debug_time_breakdown=False),
     **_not_yet(_LATER, train_router=False, long_context=False, sequence_chunks=1, attn_bwd_chunks=1),
 }
 """Keys of the public contract that a later issue brings."""
@@ -116,7 +109,6 @@ _BY_DATA = (
 )
 
 VALUES_NOT_YET: dict[str, dict[Any, str]] = {
-    "optimizer": {"normuon": NOT_YET["normuon_momentum"].sentence},
     "init_lora_weights": {
         "eva": _BY_DATA,
         "corda": _BY_DATA,

@@ -65,7 +65,7 @@ class LoraSpec:
 class OptimSpec:
     """Optimizer, schedule and clipping."""
 
-    name: Literal["adamw", "adamw_8bit"] = "adamw_8bit"
+    name: Literal["adamw", "adamw_8bit", "normuon"] = "adamw_8bit"
     learning_rate: float = 2e-4
     schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     warmup_ratio: float = 0.0
@@ -82,6 +82,9 @@ class OptimSpec:
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    normuon_momentum: float = 0.95
+    normuon_beta2: float = 0.95
+    normuon_cautious_wd: bool = True
     shard_state: bool = True
     """Under DDP, without an adapter: each rank keeps the optimizer's state of a part of the weights only."""
 

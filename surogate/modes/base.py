@@ -40,6 +40,7 @@ from surogate.modes.activity import Activity
 from surogate.modes.master_weights import MasterWeights
 from surogate.modes.merging import base_of, merge_run
 from surogate.modes.model_building import build_model, run_seed
+from surogate.modes.normuon import hidden_matrices
 from surogate.modes.optimizers import build_optimizer
 from surogate.modes.schedules import learning_rate_factor, set_learning_rate
 from surogate.modes.sharding import ShardedStrategy, state_sharding
@@ -189,15 +190,18 @@ class CausalLMModule(pl.LightningModule):
         self.facts.micro_losses = []
         last, masters = len(step_batch.micro_batches) - 1, self._master_weights
         for i, micro_batch in enumerate(step_batch.micro_batches):
-            self.activity.now(f"computing micro-batch {i + 1} of {last + 1}")
+            of_micro_batch = f"of micro-batch {i + 1} of {last + 1}"
+            self.activity.now(f"forward pass {of_micro_batch}")
             # Master weights add up gradients themselves, so the ranks must agree on each before it leaves the model.
             with optimizer.toggle_model(sync_grad=i == last or masters is not None):
                 sums = self._with_weights(self.micro_loss, micro_batch)
+                self.activity.now(f"backward pass {of_micro_batch}")
                 self.manual_backward(sums.loss)
             if masters is not None:
                 masters.absorb_gradients_()
             self.facts.micro_losses.append(sums.loss.detach())
             loss_sum, num_correct = loss_sum + sums.loss.detach(), num_correct + sums.num_correct
+        self.activity.now("scaling the gradients")
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         grad_norm = self._scale_and_clip(gradients, self.trainer.world_size / counts[0].clamp_min(1))
         learning_rate = optimizer.param_groups[0]["lr"]
@@ -248,6 +252,8 @@ class CausalLMModule(pl.LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        hidden = hidden_matrices(self.model)
+        is_hidden = [id(parameter) in hidden for parameter in parameters]
         dtype = self._master_dtype()
         if dtype is not None and self._sharding is None:  # which keeps its shards in it
             trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
@@ -255,7 +261,7 @@ class CausalLMModule(pl.LightningModule):
             parameters, self._master_start = self._master_weights.parameters, {}
         shares_state = self.optim_spec.shard_state and not self.lora_spec.enabled
         sharding = state_sharding(self.trainer.strategy, shares_state)
-        optimizer = build_optimizer(self.optim_spec, parameters, sharding)
+        optimizer = build_optimizer(self.optim_spec, parameters, sharding, is_hidden)
         total_steps = self._total_steps()
         schedule = LambdaLR(optimizer, self._rate_factor(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -140,8 +140,10 @@ class GrpoModule(CausalLMModule):
             "clock/train_ended": time.time(),
         }
         trained = time.perf_counter()
+        self.activity.now("publishing the weights")
         self._publish(probe=step_batch)
         published = time.perf_counter()
+        self.activity.now("evaluating")
         self._evaluate()
         now = time.perf_counter()
         self.step_metrics["rollouts"] |= {

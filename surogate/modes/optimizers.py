@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from surogate.config.parts import OptimSpec
+from surogate.errors import ConfigError
+from surogate.modes.normuon import NorMuon
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +26,34 @@ def _say_once(message: str) -> None:
     logger.warning(message)
 
 
-def parameter_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Split parameters: matrices decay; biases, norms and other vectors and scalars do not."""
+def parameter_groups(
+    parameters: Sequence[nn.Parameter], weight_decay: float, is_hidden: Sequence[bool] | None = None
+) -> list[dict[str, object]]:
+    """Split parameters: matrices decay; biases, norms and other vectors and scalars do not.
+
+    Args:
+        parameters: those that train.
+        weight_decay: of the matrices.
+        is_hidden: of each parameter, for an optimizer that treats some matrices in its own way: these come first.
+    """
+    flags = is_hidden or [False] * len(parameters)
+    others = [p for p, hidden in zip(parameters, flags, strict=True) if not hidden]
     groups: list[dict[str, object]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if is_hidden is not None:
+        hidden = [p for p, flag in zip(parameters, flags, strict=True) if flag]
+        groups.insert(0, {"params": hidden, "weight_decay": weight_decay, "hidden": True})
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(spec: OptimSpec, parameters: Sequence[nn.Parameter], sharding: StateSharding = "none") -> Optimizer:
+def build_optimizer(
+    spec: OptimSpec,
+    parameters: Sequence[nn.Parameter],
+    sharding: StateSharding = "none",
+    is_hidden: Sequence[bool] | None = None,
+) -> Optimizer:
     """Build the optimizer over parameters that are already on their device.
 
     adamw_8bit is bitsandbytes' AdamW with 8-bit state (tensors under 4,096 elements keep 32 bits, as upstream). Where
@@ -43,15 +63,30 @@ def build_optimizer(spec: OptimSpec, parameters: Sequence[nn.Parameter], shardin
         spec: which one, and its numbers.
         parameters: those that train.
         sharding: where the ranks' shares of its state are.
+        is_hidden: of each parameter, whether NorMuon orthogonalises it (normuon.py); the others are AdamW's.
+
+    Raises:
+        ConfigError: normuon over sharded weights.
     """
-    groups: Any = parameter_groups(parameters, spec.weight_decay)
+    is_normuon = spec.name == "normuon"
+    groups: Any = parameter_groups(parameters, spec.weight_decay, is_hidden if is_normuon else None)
     kind = _optimizer_class(spec.name, sharding)
     numbers: dict[str, Any] = {"lr": spec.learning_rate, "betas": (spec.beta1, spec.beta2), "eps": spec.epsilon}
-    if kind is torch.optim.AdamW and sharding != "with weights" and parameters and all(p.is_cuda for p in parameters):
-        numbers["fused"] = True  # this kernel takes a flag that skips a step without the host waiting (skipping.py)
+    if is_normuon:
+        numbers |= {
+            "momentum": spec.normuon_momentum,
+            "row_beta": spec.normuon_beta2,
+            "is_cautious": spec.normuon_cautious_wd,
+        }
+    if _takes_a_flag(kind) and sharding != "with weights" and parameters and all(p.is_cuda for p in parameters):
+        numbers["fused"] = True  # then a flag on the device skips a step without the host waiting (skipping.py)
     if sharding == "by rank":
         return _shared_state_class()(groups, optimizer_class=kind, **numbers)
     return kind(groups, **numbers)
+
+
+def _takes_a_flag(kind: type[Any]) -> bool:
+    return kind is torch.optim.AdamW or kind is NorMuon
 
 
 @cache
@@ -73,6 +108,10 @@ def _shared_state_class() -> type[Any]:
 
 
 def _optimizer_class(name: str, sharding: StateSharding) -> type[Any]:
+    if name == "normuon":
+        if sharding == "with weights":
+            raise ConfigError("optimizer: normuon needs whole matrices, and zero_level 2 and 3 cut them. Use adamw.")
+        return NorMuon
     if name != "adamw_8bit":
         return torch.optim.AdamW
     if sharding == "with weights":

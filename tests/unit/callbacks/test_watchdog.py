@@ -34,14 +34,21 @@ def beat(rank: int, step: int, phase: str, written: float = NOW) -> Heartbeat:
             "ranks 0, 2 wait for rank 1: fetching the next batch.",
         ),
         (
-            [(9, "computing micro-batch 4 of 4"), (9, "computing micro-batch 2 of 4")],
-            "rank 0 waits for rank 1: computing",
+            [(9, "forward pass of micro-batch 10 of 16"), (9, "backward pass of micro-batch 9 of 16")],
+            "rank 0 waits for rank 1: backward pass of micro-batch 9 of 16.",
+        ),
+        (
+            [(9, "backward pass of micro-batch 2 of 4"), (9, "forward pass of micro-batch 2 of 4")],
+            "rank 0 waits for rank 1: forward pass",
         ),
         (
             [(10, "fetching the next batch"), (9, "saving a checkpoint")],
             "rank 0 waits for rank 1: saving a checkpoint.",
         ),
-        ([(9, "computing micro-batch 4 of 4")] * 2, "All ranks are at the same point (computing micro-batch 4 of 4)"),
+        (
+            [(9, "forward pass of micro-batch 4 of 4")] * 2,
+            "All ranks are at the same point (forward pass of micro-batch 4 of 4)",
+        ),
         ([(9, "fetching the next batch")], "It does not get on with: fetching the next batch."),
     ],
 )
@@ -89,7 +96,7 @@ def test_a_standstill_is_reported_once_with_the_stack_of_the_main_thread(
     until(lambda: "Nothing has moved" in caplog.text)
     assert "at step 5. It does not get on with: fetching the next batch." in caplog.text
     assert "test_watchdog.py" in (tmp_path / "health/stacks_rank_0.txt").read_text()
-    watched.now("computing micro-batch 1 of 1")
+    watched.now("forward pass of micro-batch 1 of 1")
     until(lambda: "Rank 0 goes on." in caplog.text)
     assert caplog.text.partition("goes on")[0].count("Nothing has moved") == 1
 

@@ -59,6 +59,8 @@ CONTRADICTIONS = [
     ("zero_level: 3", "zero_level 3 shards the weights that train, and with lora: true these are a small adapter"),
     ("zero_level: 2\nlora: false\nrecipe: fp8_hybrid", "which recipe fp8_hybrid cannot work on yet"),
     ("zero_level: 2\nlora: false\nprecision_canary_steps: 5", "which the precision canary cannot compare"),
+    ("zero_level: 2\nlora: false\noptimizer: normuon", "normuon needs whole matrices"),
+    ("normuon_beta2: 0.9", "normuon_beta2 needs optimizer: normuon"),
     ("validation_datasets: [{path: gone.jsonl}]", "validation_datasets[0].path: 'gone.jsonl' does not exist"),
 ]
 

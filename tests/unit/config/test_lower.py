@@ -70,7 +70,8 @@ OTHER_VALUES: dict[str, Any] = {
     ["h"], "adapter_path": "a", "adapter_init_mode": "trainable", "recipe": "other", "learning_rate": 0.7,
     "optimizer": "adamw", "lr_scheduler_type": "wsd", "warmup_ratio": 0.7, "warmup_steps": 7, "cooldown_steps": 7,
     "final_lr_fraction": 0.7, "weight_decay": 0.7, "max_grad_norm": 0.7, "adamw_beta1": 0.7, "adamw_beta2": 0.7,
-    "adamw_epsilon": 0.7, "per_device_train_batch_size": 7, "gradient_accumulation_steps": 7, "recompute": False,
+    "adamw_epsilon": 0.7, "normuon_momentum": 0.7, "normuon_beta2": 0.7, "normuon_cautious_wd": False,
+    "per_device_train_batch_size": 7, "gradient_accumulation_steps": 7, "recompute": False,
     "lmhead_chunks": 7, "datasets": [DatasetSpec(path="x")], "validation_datasets": [DatasetSpec(path="v")],
     "validation_split_ratio": 0.7, "sample_packing": False, "dataloader_num_workers": 7, "max_bad_row_fraction":
     0.7, "truncation_strategy": "left", "max_length": 7, "use_chat_template": False, "template": "t", "system": "s",
@@ -83,7 +84,7 @@ OTHER_VALUES: dict[str, Any] = {
     "no_fp4_stochastic_rounding": True, "precision_canary_steps": 7,
     "distributed": DistributedSpec(num_nodes=7), "max_skipped_steps": 7, "auto_lr_reduction": True, "early_stop": True,
     "epoch_adjustment": True, "stall_seconds": 7.0, "stall_abort_seconds": 7.0, "log_file": "f", "log_gpu_util": 7,
-    "debug_memory_breakdown": True, "zero_level": 3,
+    "debug_memory_breakdown": True, "debug_time_breakdown": True, "zero_level": 3,
 }  # fmt: skip
 
 

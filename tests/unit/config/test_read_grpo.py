@@ -154,7 +154,7 @@ def test_files_that_cannot_be_read_are_told_together(tmp_path, monkeypatch):
         ({"train": "datasets: [{path: a}]"}, "datasets is refused: prompts come from environments, not from data sets"),
         ({"train": "sample_packing: false"}, "sample_packing is refused: rollouts are always packed. Remove it."),
         ({"train": "early_stop: true"}, "early_stop is refused: a policy's loss says nothing of when to stop"),
-        ({"train": "optimizer: normuon"}, "optimizer: normuon is refused: the NorMuon optimizer is not there yet"),
+        ({"train": "normuon_momentum: 0.9"}, "normuon_momentum needs optimizer: normuon"),
         ({"train": "epochs: 3"}, "train.yaml:2: epochs is not a key here. Use max_steps."),
         ({"train": "batch_size: 3"}, "train.yaml:2: batch_size is not a key here. It belongs in orch.yaml."),
         ({"train": "gpu_memory_utilization: 0.5"}, "is not a key here. It belongs in infer.yaml."),

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from surogate.config.parts import OptimSpec
+from surogate.errors import ConfigError
 from surogate.modes import optimizers
 
 
@@ -54,22 +55,27 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "normuon"])
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_state_that_ranks_share_out_goes_on_from_a_checkpoint_and_as_if_it_were_not_shared(name) -> None:
     spec = OptimSpec(name=name, learning_rate=1e-2)
 
+    def build(module: Small, sharding: optimizers.StateSharding) -> Any:
+        parameters = list(module.parameters())
+        is_hidden = [parameter.ndim == 2 for parameter in parameters]
+        return optimizers.build_optimizer(spec, parameters, sharding, is_hidden)
+
     def run(sharding: optimizers.StateSharding, reload: bool) -> torch.Tensor:
         torch.manual_seed(0)
         module = Small()
-        optimizer: Any = optimizers.build_optimizer(spec, list(module.parameters()), sharding)
+        optimizer = build(module, sharding)
         for step in range(4):
             if reload and step == 2:
                 optimizer.consolidate_state_dict()
                 saved = io.BytesIO()
                 torch.save(optimizer.state_dict(), saved)
                 saved.seek(0)
-                optimizer = optimizers.build_optimizer(spec, list(module.parameters()), sharding)
+                optimizer = build(module, sharding)
                 optimizer.load_state_dict(torch.load(saved, weights_only=True))
             optimizer.zero_grad()
             module.norm(module.matrix(torch.randn(32, 96))).square().mean().backward()
@@ -103,3 +109,8 @@ def test_without_bitsandbytes_adamw_takes_over_and_says_so_once(
         optimizer = optimizers.build_optimizer(OptimSpec(name="adamw_8bit"), list(Small().parameters()))
         assert isinstance(optimizer, torch.optim.AdamW)
     assert [r.message for r in caplog.records if "optimising with adamw" in r.message] == [caplog.records[0].message]
+
+
+def test_normuon_refuses_weights_of_which_no_rank_has_the_whole() -> None:
+    with pytest.raises(ConfigError, match="normuon needs whole matrices"):
+        optimizers.build_optimizer(OptimSpec(name="normuon"), list(Small().parameters()), "with weights")

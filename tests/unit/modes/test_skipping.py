@@ -73,6 +73,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 KINDS: dict[str, dict[str, Any]] = {
     "adamw": {"name": "adamw"},
     "adamw_8bit": {"name": "adamw_8bit"},
+    "normuon": {"name": "normuon"},
     "master weights": {"name": "adamw", "master_dtype": "float32"},
 }
 
