@@ -40,7 +40,8 @@ BATCH_ELEMENTS = 2**26
 def hidden_matrices(model: nn.Module) -> set[int]:
     """Return the ids of the parameters that map hidden states to hidden states: no embedding, head, bias or norm.
 
-    A parameter of three dimensions is a stack of matrices: the experts of a layer.
+    A parameter of three dimensions is a stack of matrices: the experts of a layer. GPT-2 keeps its matrices transposed, so
+    there a row belongs to an input.
     """
     head = base_model(model).get_output_embeddings()
     others = {id(parameter) for parameter in head.parameters()} if head is not None else set()
