@@ -24,4 +24,6 @@ def process_name(environ: Mapping[str, str] = os.environ) -> str:
 
 def is_launched_by_lightning(environ: Mapping[str, str] = os.environ) -> bool:
     """Tell whether this process is one of those that the first one of a run has started itself."""
-    return environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in environ and "RANK" not in environ
+    return environ.get("LOCAL_RANK", "0") not in ("", "0") and not (
+        environ.get("TORCHELASTIC_RUN_ID") or environ.get("RANK")
+    )

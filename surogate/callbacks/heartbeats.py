@@ -18,6 +18,7 @@ from surogate.modes.activity import split_phase
 ORDER = (
     "preparing",
     "fetching the next batch",
+    "comparing with the engine",
     "waiting for the other ranks' token counts",
     "forward pass",
     "backward pass",

@@ -70,6 +70,7 @@ class TimeBreakdown(pl.Callback):
             log.info("The time of a step is broken down after the first %d; this run had no more.", WARMUP_STEPS)
             return
         self._note(self._part)
+        self._seconds.pop("ending the run", None)
         parts = sorted(self._seconds, key=lambda part: ORDER.index(part) if part in ORDER else len(ORDER))
         log.info("%s", describe({part: self._seconds[part] / measured for part in parts}, measured))
 

@@ -63,20 +63,10 @@ class Watchdog(pl.Callback):
         self._activity.now("fetching the next batch", trainer.global_step + 1)
 
     @override
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._activity.now("finishing the step")  # behind all callbacks the module says that it fetches a batch
-
-    @override
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._activity.now("validating")
-
-    @override
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._activity.now("fetching the next batch", trainer.global_step + 1)
 
     @override
     def on_save_checkpoint(

@@ -224,9 +224,16 @@ class CausalLMModule(pl.LightningModule):
             "learning_rate": learning_rate,
             "skipped": self.facts.values[2],
         }
+        self.activity.now("finishing the step")
+
+    # Lightning calls a module's hooks behind those of all callbacks, whose work belongs to what was before.
 
     @override
     def on_train_batch_end(self, *args: Any) -> None:
+        self.activity.now("fetching the next batch", self.global_step + 1)
+
+    @override
+    def on_validation_end(self) -> None:
         self.activity.now("fetching the next batch", self.global_step + 1)
 
     def _sum_over_ranks(self, values: Tensor | list[float]) -> Tensor:

@@ -140,11 +140,10 @@ class GrpoModule(CausalLMModule):
             "clock/train_ended": time.time(),
         }
         trained = time.perf_counter()
-        self.activity.now("publishing the weights")
         self._publish(probe=step_batch)
         published = time.perf_counter()
-        self.activity.now("evaluating")
         self._evaluate()
+        self.activity.now("finishing the step")
         now = time.perf_counter()
         self.step_metrics["rollouts"] |= {
             **parity_metrics,
@@ -172,10 +171,12 @@ class GrpoModule(CausalLMModule):
         """Push the weights and compare the engine with the trainer, before anything is trained on."""
         super().on_train_start()
         self._publish(noisy=False)
+        self.activity.now("comparing with the engine")
         _say("%s", on_first_rank(self.trainer, self._probe))
         if self._data.link.sigma(self.global_step) > 0:
             self._publish()
         self._evaluate()
+        self.activity.now("fetching the next batch", self.global_step + 1)
         self._started = time.perf_counter()
 
     @torch.no_grad()
@@ -189,6 +190,7 @@ class GrpoModule(CausalLMModule):
         Raises:
             GeneratorError: the engine refuses them.
         """
+        self.activity.now("publishing the weights")
         on_first_rank(self.trainer, partial(self._publish_here, probe, noisy))
 
     def _publish_here(self, probe: RolloutStepBatch | None, noisy: bool) -> None:
@@ -209,6 +211,7 @@ class GrpoModule(CausalLMModule):
         probed, self._probed = self._probed, None
         if probed is None:
             return {}
+        self.activity.now("comparing with the engine")
         engine = torch.tensor(self._data.feed.scores())
         if self._data.link.sigma(probed.version) > 0:
             return parity.compare(engine, probed.trainer_logprobs).metrics("parity")
@@ -294,6 +297,7 @@ class GrpoModule(CausalLMModule):
             self.model.train(was_training)
 
     def _evaluate(self) -> None:
+        self.activity.now("evaluating")
         result = on_first_rank(self.trainer, lambda: self._data.feed.evaluate(self.global_step))
         if result is not None:
             self.evaluations.append(result)

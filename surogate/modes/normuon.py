@@ -4,8 +4,9 @@ Li et al., NorMuon (arXiv 2510.05491), Algorithm 1: the momentum of a matrix is 
 rows (the weights of a neuron) is divided by the root of a running mean of its squares, and the whole is scaled to a
 root mean square of 0.2. That is about the size of AdamW's updates, so **one learning rate serves both halves**.
 
-Deviations: Nesterov's momentum, as in the authors' code; and a weight decays only where the update moves it towards
-zero, too (cautious weight decay, arXiv 2510.12402), unless that is turned off.
+Deviations: Nesterov's momentum, as in the authors' code; a weight decays only where the update moves it towards zero,
+too (cautious weight decay, arXiv 2510.12402), unless that is turned off; and a matrix whose gradient is zero, such as
+that of an expert without tokens, stays as it is: what is left of its momentum would be scaled up to a whole step.
 
 Shapes: B matrices, M rows (outputs), N columns (inputs).
 """
@@ -34,14 +35,14 @@ EPSILON = 1e-10
 """Added to the roots of rows that may be zero."""
 
 BATCH_ELEMENTS = 2**26
-"""Matrices of one shape are orthogonalised together, up to so many numbers at a time."""
+"""Parameters of one shape are orthogonalised together, up to so many numbers at a time; a larger one alone."""
 
 
 def hidden_matrices(model: nn.Module) -> set[int]:
     """Return the ids of the parameters that map hidden states to hidden states: no embedding, head, bias or norm.
 
-    A parameter of three dimensions is a stack of matrices: the experts of a layer. GPT-2 keeps its matrices transposed, so
-    there a row belongs to an input.
+    A parameter of three dimensions is a stack of matrices: the experts of a layer. GPT-2 and the experts of GPT-OSS
+    have their matrices transposed, so there a row belongs to an input.
     """
     head = base_model(model).get_output_embeddings()
     others = {id(parameter) for parameter in head.parameters()} if head is not None else set()
@@ -51,7 +52,10 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     return {
         id(parameter)
         for name, parameter in model.named_parameters()
-        if parameter.ndim in (2, 3) and id(parameter) not in others and "embedding" not in name
+        if parameter.ndim in (2, 3)
+        and id(parameter) not in others
+        and "embedding" not in name
+        and not name.endswith("bias")  # of a stack of experts, which has two dimensions
     }
 
 
@@ -107,29 +111,30 @@ class NorMuon(Optimizer):
     def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Update matrices of one shape, dtype and device."""
         states = [self._matrix_state(parameter) for parameter in parameters]
-        share: Any = 1.0  # of the step that is done: 0 where the gradient is not finite
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.found_inf is not None:
-            share = 1.0 - self.found_inf.squeeze()
-            gradients = [torch.where(share > 0, gradient, 0.0) for gradient in gradients]
-        for state, gradient in zip(states, gradients, strict=True):
-            state["momentum"].lerp_(gradient, _like((1 - self._momentum) * share, gradient))
+            is_finite = self.found_inf.squeeze() == 0
+            gradients = [torch.where(is_finite, gradient, 0.0) for gradient in gradients]
+        moves = [(gradient != 0).any(-1, keepdim=True).any(-2, keepdim=True).float() for gradient in gradients]
+        for state, gradient, moving in zip(states, gradients, moves, strict=True):
+            state["momentum"].lerp_(gradient, ((1 - self._momentum) * moving).to(gradient.dtype))
         updates = [g.lerp(state["momentum"], self._momentum) for state, g in zip(states, gradients, strict=True)]
         shape = parameters[0].shape
         update_BMN = orthogonalise(torch.stack(updates).view(-1, *shape[-2:]))
         square_BM1 = update_BMN.square().mean(-1, keepdim=True)
         row_square_BM1 = torch.stack([state["row_square"] for state in states]).view_as(square_BM1)
-        row_square_BM1.lerp_(square_BM1, _like((1 - self._row_beta) * share, square_BM1))
+        row_square_BM1.lerp_(square_BM1, (1 - self._row_beta) * torch.stack(moves).view(-1, 1, 1))
         update_BMN /= row_square_BM1.sqrt() + EPSILON
         norm_B11 = torch.linalg.matrix_norm(update_BMN, keepdim=True)
         update_BMN *= UPDATE_RMS * math.sqrt(shape[-2] * shape[-1]) / norm_B11.clamp_min(EPSILON)
         rows = row_square_BM1.view(len(parameters), *shape[:-1], 1)
-        for parameter, update, state, row in zip(parameters, update_BMN.view(-1, *shape), states, rows, strict=True):
+        stepped = zip(parameters, update_BMN.view(-1, *shape), states, rows, moves, strict=True)
+        for parameter, update, state, row, moving in stepped:
             state["row_square"].copy_(row)
             if group["weight_decay"]:
                 decay = group["weight_decay"] * parameter
                 update += torch.where(update * parameter > 0, decay, 0.0) if self._is_cautious else decay
-            parameter.sub_(update * (group["lr"] * share))
+            parameter.sub_(update * (group["lr"] * moving))
 
     def _matrix_state(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -162,7 +167,7 @@ class NorMuon(Optimizer):
     def _other_state(self, parameter: Tensor, fused: bool) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), device=parameter.device if fused else "cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         return state
 
@@ -203,9 +208,5 @@ def _alike(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
     for parameter in parameters:
         groups[parameter.shape, parameter.dtype, parameter.device].append(parameter)
     for alike in groups.values():
-        size = max(1, BATCH_ELEMENTS // alike[0].numel())
+        size = max(1, BATCH_ELEMENTS // max(1, alike[0].numel()))
         yield from (alike[start : start + size] for start in range(0, len(alike), size))
-
-
-def _like(weight: Any, tensor: Tensor) -> Any:
-    return weight.to(tensor.dtype) if isinstance(weight, Tensor) else weight

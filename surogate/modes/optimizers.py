@@ -89,6 +89,15 @@ def _takes_a_flag(kind: type[Any]) -> bool:
     return kind is torch.optim.AdamW or kind is NorMuon
 
 
+def steps_to_their_device_(optimizer: Optimizer) -> None:
+    """Put the counts of steps where fused kernels read them; ZeroRedundancyOptimizer loads them onto the CPU."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            state = optimizer.state.get(parameter, {})
+            if "step" in state:
+                state["step"] = state["step"].to(parameter.device, torch.float32)
+
+
 @cache
 def _shared_state_class() -> type[Any]:
     from torch.distributed.optim import ZeroRedundancyOptimizer  # compiles optimizers that nobody here uses
@@ -103,6 +112,7 @@ def _shared_state_class() -> type[Any]:
             for values in unwrapped.values():
                 values.pop(wrapping, None)
             super().load_state_dict({**state_dict, "state": unwrapped})
+            steps_to_their_device_(self.optim)
 
     return SharedStateOptimizer
 

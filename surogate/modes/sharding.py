@@ -74,7 +74,7 @@ class ShardedStrategy(ModelParallelStrategy):
             sharded, plain = _split(optimizer["state"])
             tensors[f"optimizer_{index}"] = sharded
             checkpoint["optimizers"].append({"state": plain, "param_groups": optimizer["param_groups"]})
-        needed = self._check_room(path, tensors)
+        self._check_room(path, tensors)
         writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
         try:
             dcp.save(tensors, storage_writer=writer)
@@ -85,10 +85,11 @@ class ShardedStrategy(ModelParallelStrategy):
             try:
                 torch.save(checkpoint, path / VALUES_FILE)
             except (OSError, RuntimeError) as error:
+                needed = sum(leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
                 raise not_written(error, needed) from error
 
-    def _check_room(self, path: Path, tensors: dict[str, Any]) -> int:
-        """Refuse, on every rank alike, a checkpoint whose shards the disk has no room for; return their bytes.
+    def _check_room(self, path: Path, tensors: dict[str, Any]) -> None:
+        """Refuse, on every rank alike, a checkpoint whose shards the disk has no room for.
 
         Raises:
             OSError: the one that a full disk gives.
@@ -103,7 +104,6 @@ class ShardedStrategy(ModelParallelStrategy):
                 problem = error.args
         if problem := self.broadcast(problem):
             raise OSError(*problem)
-        return needed
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:

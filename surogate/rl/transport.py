@@ -295,15 +295,16 @@ class FolderServer:
     async def _beat(self) -> None:
         """Give signs of life, until an orchestrator does that began later.
 
-        Each takes the turn after the one that it finds. Whose file stands there says nothing of who came last: two may
-        read it at the same moment and write it one after the other.
+        Each takes the turn after the one that it finds; of two that begin at the same moment the larger id stays. Whose
+        file stands there says nothing of who came last: two may read it and then write it one after the other.
         """
         count, turn = 0, 0
         while True:
-            known = read_json(self._folder.orchestrator) or {"turn": 0, "id": ""}
+            known = read_json(self._folder.orchestrator) or {}
+            found = (known.get("turn", 0), known.get("id", ""))
             if not turn:
-                turn = known["turn"] + 1
-            elif (known["turn"], known["id"]) > (turn, self._id):
+                turn = found[0] + 1
+            elif found > (turn, self._id):
                 raise GeneratorError(f"Another orchestrator has taken over {self._folder.path}; this one ends.")
             beat = {"id": self._id, "turn": turn, "count": count, "pid": os.getpid()}
             try:

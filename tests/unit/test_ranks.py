@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from surogate.ranks import is_first_process, process_name
+from surogate.ranks import is_first_process, is_launched_by_lightning, process_name
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,17 @@ from surogate.ranks import is_first_process, process_name
 )
 def test_which_process_this_is(environ: dict[str, str], first: bool, name: str) -> None:
     assert is_first_process(environ) is first and process_name(environ) == name
+
+
+@pytest.mark.parametrize(
+    ("environ", "launched"),
+    [
+        ({}, False),
+        ({"LOCAL_RANK": ""}, False),
+        ({"LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1"}, True),
+        ({"LOCAL_RANK": "1", "RANK": "1"}, False),  # by torchrun
+    ],
+)
+def test_who_was_started_by_the_first_process(environ: dict[str, str], launched: bool) -> None:
+    assert is_launched_by_lightning(environ) is launched

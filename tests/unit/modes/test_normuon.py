@@ -157,6 +157,24 @@ def test_it_goes_on_from_its_state_bit_for_bit(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(of, again, strict=True))
 
 
+def test_a_matrix_without_a_gradient_keeps_every_bit_whatever_its_momentum() -> None:
+    of = parameters()
+    optimizer = build(of, 0.1)
+    give_gradients(of, 0)
+    optimizer.step()
+    before, state = [p.detach().clone() for p in of], copy.deepcopy(optimizer.state_dict()["state"])
+    give_gradients(of, 1)
+    for gradient in (of[0].grad, of[3].grad[1]):  # type: ignore[index]
+        assert gradient is not None
+        gradient.zero_()
+    optimizer.step()
+    assert torch.equal(of[0], before[0]) and not torch.equal(of[2], before[2])  # of one shape
+    assert torch.equal(of[3][1], before[3][1]) and not torch.equal(of[3][0], before[3][0])
+    new = optimizer.state_dict()["state"]
+    assert all(torch.equal(new[0][name], state[0][name]) for name in state[0])
+    assert all(torch.equal(new[3][name][1], state[3][name][1]) for name in state[3])
+
+
 def test_without_a_gradient_nothing_moves_and_nothing_breaks() -> None:
     of = parameters()
     for parameter in of:
@@ -188,8 +206,10 @@ def test_of_an_adapter_both_factors_are_hidden_unless_they_are_an_embeddings_or_
     }
 
 
-def test_the_experts_of_a_layer_are_hidden() -> None:
-    model = AutoModelForCausalLM.from_config(family_config("Qwen3Moe"))
+@pytest.mark.parametrize("family", ["Qwen3Moe", "GptOss"])
+def test_the_experts_of_a_layer_are_hidden_and_their_biases_are_not(family: str) -> None:
+    model = AutoModelForCausalLM.from_config(family_config(family))
     hidden = hidden_matrices(model)
     shapes = {name.rpartition(".")[2]: p.ndim for name, p in model.named_parameters() if id(p) in hidden}
     assert shapes["gate_up_proj"] == shapes["down_proj"] == 3
+    assert not any("bias" in name for name in shapes)

@@ -114,3 +114,14 @@ def test_without_bitsandbytes_adamw_takes_over_and_says_so_once(
 def test_normuon_refuses_weights_of_which_no_rank_has_the_whole() -> None:
     with pytest.raises(ConfigError, match="normuon needs whole matrices"):
         optimizers.build_optimizer(OptimSpec(name="normuon"), list(Small().parameters()), "with weights")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_counts_of_steps_go_to_the_device_of_a_fused_kernel_and_stay_where_others_want_them(fused: bool) -> None:
+    parameter = nn.Parameter(torch.zeros(3, device="meta"))
+    optimizer = torch.optim.AdamW([{"params": [parameter], "fused": fused}])
+    optimizer.state[parameter]["step"] = torch.tensor(7.0, dtype=torch.float64)
+    optimizers.steps_to_their_device_(optimizer)
+    step = optimizer.state[parameter]["step"]
+    assert step.device.type == ("meta" if fused else "cpu")
+    assert step.dtype == (torch.float32 if fused else torch.float64)

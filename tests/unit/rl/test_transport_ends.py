@@ -61,3 +61,18 @@ def test_the_older_of_two_orchestrators_gives_way_even_where_it_writes_last(tmp_
     finally:
         old.kill()
         new.kill()
+
+
+def test_a_sign_of_an_earlier_release_or_half_of_one_is_no_obstacle(tmp_path):
+    sign = tmp_path / "orchestrator.json"
+    for text in ('{"id": "old", "count": 7, "pid": 1}', '{"id": "ol'):
+        sign.write_text(text)
+        server = ServerThread(tmp_path)
+        try:
+            feed = FolderFeed(tmp_path, timeout=20)
+            feed.start()
+            feed.close()
+            assert server.is_over.wait(10) and server.error is None
+            assert json.loads(sign.read_text())["turn"] == 1
+        finally:
+            server.kill()
