@@ -35,6 +35,11 @@ ORDER = (
 """The phases of a step in their order."""
 
 
+def place_in_step(phase: str) -> int:
+    """Return where a phase stands in a step; behind all others, where it is unknown."""
+    return ORDER.index(phase) if phase in ORDER else len(ORDER)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
     """A rank's last word.
@@ -61,8 +66,8 @@ class Heartbeat:
     def progress(self) -> tuple[int, int, int, int]:
         """How far it is; passes compare by the number of their micro-batch first."""
         name, number = split_phase(self.phase)
-        place = ORDER.index(name) if name in ORDER else len(ORDER)
-        return self.step, ORDER.index("forward pass") if number else place, number, place
+        place = place_in_step(name)
+        return self.step, place_in_step("forward pass") if number else place, number, place
 
     def describe(self, now: float) -> str:
         """Write it on a line."""

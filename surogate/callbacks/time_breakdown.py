@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import torch
 from typing_extensions import override
 
-from surogate.callbacks.heartbeats import ORDER
+from surogate.callbacks.heartbeats import place_in_step
 from surogate.modes.activity import split_phase
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class TimeBreakdown(pl.Callback):
             return
         self._note(self._part)
         self._seconds.pop("ending the run", None)
-        parts = sorted(self._seconds, key=lambda part: ORDER.index(part) if part in ORDER else len(ORDER))
+        parts = sorted(self._seconds, key=place_in_step)
         log.info("%s", describe({part: self._seconds[part] / measured for part in parts}, measured))
 
 

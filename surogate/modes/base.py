@@ -259,8 +259,10 @@ class CausalLMModule(pl.LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        hidden = hidden_matrices(self.model)
-        is_hidden = [id(parameter) in hidden for parameter in parameters]
+        is_hidden = None
+        if self.optim_spec.name == "normuon":
+            hidden = hidden_matrices(self.model)
+            is_hidden = [id(parameter) in hidden for parameter in parameters]
         dtype = self._master_dtype()
         if dtype is not None and self._sharding is None:  # which keeps its shards in it
             trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]

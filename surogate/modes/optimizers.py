@@ -36,15 +36,12 @@ def parameter_groups(
         weight_decay: of the matrices.
         is_hidden: of each parameter, for an optimizer that treats some matrices in its own way: these come first.
     """
-    flags = is_hidden or [False] * len(parameters)
-    others = [p for p, hidden in zip(parameters, flags, strict=True) if not hidden]
+    flagged = list(zip(parameters, is_hidden or [False] * len(parameters), strict=True))
     groups: list[dict[str, object]] = [
-        {"params": [p for p in others if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p, hidden in flagged if hidden], "weight_decay": weight_decay, "hidden": True},
+        {"params": [p for p, hidden in flagged if not hidden and p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p, hidden in flagged if not hidden and p.ndim < 2], "weight_decay": 0.0},
     ]
-    if is_hidden is not None:
-        hidden = [p for p, flag in zip(parameters, flags, strict=True) if flag]
-        groups.insert(0, {"params": hidden, "weight_decay": weight_decay, "hidden": True})
     return [group for group in groups if group["params"]]
 
 
@@ -63,30 +60,26 @@ def build_optimizer(
         spec: which one, and its numbers.
         parameters: those that train.
         sharding: where the ranks' shares of its state are.
-        is_hidden: of each parameter, whether NorMuon orthogonalises it (normuon.py); the others are AdamW's.
+        is_hidden: for normuon: of each parameter, whether it is orthogonalised (normuon.py); the others are AdamW's.
 
     Raises:
         ConfigError: normuon over sharded weights.
     """
-    is_normuon = spec.name == "normuon"
-    groups: Any = parameter_groups(parameters, spec.weight_decay, is_hidden if is_normuon else None)
+    groups: Any = parameter_groups(parameters, spec.weight_decay, is_hidden)
     kind = _optimizer_class(spec.name, sharding)
     numbers: dict[str, Any] = {"lr": spec.learning_rate, "betas": (spec.beta1, spec.beta2), "eps": spec.epsilon}
-    if is_normuon:
+    if kind is NorMuon:
         numbers |= {
             "momentum": spec.normuon_momentum,
             "row_beta": spec.normuon_beta2,
             "is_cautious": spec.normuon_cautious_wd,
         }
-    if _takes_a_flag(kind) and sharding != "with weights" and parameters and all(p.is_cuda for p in parameters):
+    takes_a_flag = kind in (torch.optim.AdamW, NorMuon) and sharding != "with weights"
+    if takes_a_flag and parameters and all(p.is_cuda for p in parameters):
         numbers["fused"] = True  # then a flag on the device skips a step without the host waiting (skipping.py)
     if sharding == "by rank":
         return _shared_state_class()(groups, optimizer_class=kind, **numbers)
     return kind(groups, **numbers)
-
-
-def _takes_a_flag(kind: type[Any]) -> bool:
-    return kind is torch.optim.AdamW or kind is NorMuon
 
 
 def steps_to_their_device_(optimizer: Optimizer) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-import time
 from dataclasses import replace
 
 import pytest
 from support.rollouts import CharTokenizer, GatedGenerator, ListedEnvironment, make_orchestrator, make_spec, update
+from support.waiting import wait_until
 
 from surogate.config.parts_grpo import EvalSpec
 from surogate.errors import CheckpointError, DataError, GeneratorError, SurogateError
@@ -145,13 +145,6 @@ def waiting_feed():
     feed.start()
     feed.publish(update(0))
     return feed, generator
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_closing_while_a_batch_is_awaited_ends_the_wait():

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from support.folder_server import SIZE, ServerThread, make_service
 from support.rollouts import GatedGenerator, ListedEnvironment, make_orchestrator
+from support.waiting import wait_until
 
 from surogate.errors import CheckpointError, DataError, GeneratorError
 from surogate.rl import shared_folder, transport
@@ -72,13 +73,6 @@ def run_steps(feed, first, last):
         batches.append(feed.next_batch(step))
         feed.publish(weights(step + 1))
     return batches
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def refused(ask, argument, text):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 
 import torch
 from support.folder_server import ServerThread
+from support.waiting import wait_until
 
 from surogate.errors import GeneratorError
 from surogate.rl import transport
@@ -43,10 +43,7 @@ def test_the_older_of_two_orchestrators_gives_way_even_where_it_writes_last(tmp_
     sign = tmp_path / "orchestrator.json"
 
     def wait_for_turn(turn):
-        deadline = time.monotonic() + 10
-        while not sign.exists() or json.loads(sign.read_text())["turn"] != turn:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_until(lambda: sign.exists() and json.loads(sign.read_text())["turn"] == turn)
 
     old = ServerThread(tmp_path)
     wait_for_turn(1)
